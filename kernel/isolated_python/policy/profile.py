@@ -1,0 +1,119 @@
+"""
+What a kernel is granted, as frozen values in the units of the code: bytes, seconds, cores.
+
+Source of the defaults: the shipped profile `standard`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
+
+Strictness = Literal["require", "prefer", "off"]
+Workspace = Literal["read-write", "read-only", "copy-on-write", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A further part of the host's files, shown inside at `target`."""
+
+    source: str  # absolute host path
+    target: str  # absolute path inside
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    workspace: Workspace = "read-write"
+    mounts: tuple[Mount, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Limits of one kernel and everything it starts. None: not limited."""
+
+    memory: int | None = 2 * GiB  # bytes, swap excluded
+    processes: int | None = 256  # tasks: processes and threads
+    cpu: float | None = None  # cores
+    cpu_time: float | None = None  # seconds of CPU, all processes together
+    wall_clock: float | None = None  # seconds from start
+    idle: float | None = None  # seconds without a message from a client
+    file_size: int | None = None  # bytes, one file
+    open_files: int = 4096  # descriptors of one process
+    tmp: int = 512 * MiB  # bytes of /tmp and the home folder together
+    shm: int = 128 * MiB  # bytes of /dev/shm
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Names of hosts that may be reached. Empty: no network but the sandbox's own loopback."""
+
+    reach: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """What may cross the relay, and how much."""
+
+    message: int = 1 * GiB  # bytes, largest message in either direction
+    frames: int = 4096  # frames in one message
+    connections: int = 64  # clients' connections to one kernel, all channels together
+    handshake: float = 10.0  # seconds until a connection must have finished its greeting
+    output_rate: int = 256 * MiB  # iopub bytes a second, before back-pressure
+    output_messages: int = 20_000  # iopub messages a second, before back-pressure
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """How much each layer is wanted. `user` and `mount` carry all others and cannot be off."""
+
+    cgroup: Strictness = "require"
+    user: Strictness = "require"
+    mount: Strictness = "require"
+    pid: Strictness = "require"
+    net: Strictness = "require"
+    ipc: Strictness = "require"
+    uts: Strictness = "require"
+    cgroup_namespace: Strictness = "require"
+    time: Strictness = "prefer"
+    overlay: Strictness = "prefer"
+    rlimits: Strictness = "require"
+    capabilities: Strictness = "require"
+    landlock: Strictness = "require"
+    seccomp: Strictness = "require"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    name: str = "standard"
+    description: str = ""
+    preload: tuple[str, ...] = ()  # modules that the zygote imports ahead
+    files: Files = field(default_factory=Files)
+    resources: Resources = field(default_factory=Resources)
+    network: Network = field(default_factory=Network)
+    channels: Channels = field(default_factory=Channels)
+    layers: Layers = field(default_factory=Layers)
+
+    def to_wire(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_wire(wire: dict[str, Any]) -> Profile:
+        """The inverse of to_wire, after a trip through JSON (tuples arrive as lists)."""
+        files = dict(wire["files"])
+        files["mounts"] = tuple(Mount(**mount) for mount in files["mounts"])
+        return Profile(
+            name=wire["name"],
+            description=wire["description"],
+            preload=tuple(wire["preload"]),
+            files=Files(**files),
+            resources=Resources(**wire["resources"]),
+            network=Network(reach=tuple(wire["network"]["reach"])),
+            channels=Channels(**wire["channels"]),
+            layers=Layers(**wire["layers"]),
+        )
+
+
+LAYERS: tuple[str, ...] = tuple(item.name for item in fields(Layers))
