@@ -26,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent.parent / ".cache" / "upstream"
 BUDGET = 1200  # seconds that one suite may take
 EACH = 120  # seconds that one test may take
+# pytest-asyncio warns where this is unset, and most suites make of every warning an error.
+QUIET = "-o asyncio_default_fixture_loop_scope=function"
 
 
 @dataclass(frozen=True)
@@ -36,31 +38,27 @@ class Suite:
     options: tuple[str, ...] = ()
 
 
+def _tests(pattern: str, names: str) -> tuple[str, ...]:
+    return tuple(pattern.format(name) for name in names.split())
+
+
+TESTS, PAPERMILL = "tests/test_{}.py", "papermill/tests/test_{}.py"
 SUITES = {
     "jupyter_kernel_test": Suite("jupyter_kernel_test", ("test_ipykernel.py",)),
     "jupyter_kernel_test-isolated": Suite(
         "jupyter_kernel_test", (str(HERE / "test_isolated_kernel.py"),), stock=False, options=("-o", "pythonpath=.")
     ),
-    "jupyter_client-provisioning": Suite("jupyter_client", ("tests/test_provisioning.py",)),
-    "jupyter_client-kernelmanager": Suite("jupyter_client", ("tests/test_kernelmanager.py",)),
-    "jupyter_client-multikernelmanager": Suite("jupyter_client", ("tests/test_multikernelmanager.py",)),
+    "jupyter_client-provisioning": Suite("jupyter_client", _tests(TESTS, "provisioning")),
+    "jupyter_client-kernelmanager": Suite("jupyter_client", _tests(TESTS, "kernelmanager")),
+    "jupyter_client-multikernelmanager": Suite("jupyter_client", _tests(TESTS, "multikernelmanager")),
     "jupyter_client-others": Suite(
-        "jupyter_client",
-        tuple(f"tests/test_{name}.py" for name in "client restarter manager runapp kernelapp transport_security".split()),
+        "jupyter_client", _tests(TESTS, "client restarter manager runapp kernelapp transport_security")
     ),
     "nbclient": Suite("nbclient", ("tests",)),
-    "ipykernel": Suite(
-        "ipykernel",
-        tuple(
-            f"tests/test_{name}.py"
-            for name in "message_spec kernel subshells async debugger curve start_kernel".split()
-        ),
-    ),
+    "ipykernel": Suite("ipykernel", _tests(TESTS, "message_spec kernel subshells async debugger curve start_kernel")),
     "jupyter_server": Suite("jupyter_server", ("tests/services/kernels", "tests/services/sessions")),
     "nbconvert": Suite("nbconvert", ("tests/preprocessors/test_execute.py",)),
-    "papermill": Suite(
-        "papermill", tuple(f"papermill/tests/test_{name}.py" for name in "execute engines clientwrap cli".split())
-    ),
+    "papermill": Suite("papermill", _tests(PAPERMILL, "execute engines clientwrap cli")),
 }
 
 
@@ -117,10 +115,10 @@ def run(name: str, *, stock: bool, verbose: bool) -> dict[str, tuple[str, str]]:
         os.chmod(home, 0o755)
         record = Path(home, "record.jsonl")
         record.touch()
-        command = [sys.executable, str(HERE / "inside.py"), str(record), "-q", "-o", "addopts=", f"--rootdir={folder}"]
-        command += ["-p", "no:cacheprovider", "-p", "no:randomly", f"--timeout={EACH}", *suite.options, *suite.tests]
-        command += [] if stock else [f"--deselect={node}" for node in refused_by_design(name)]
-        command += ["-c", str(folder / "pyproject.toml")]
+        options = f"-q -p no:cacheprovider -p no:randomly -o addopts= --timeout={EACH} {QUIET}".split()
+        options += [f"--rootdir={folder}", f"--confcutdir={folder}", "-c", str(folder / "pyproject.toml")]
+        options += [] if stock else [f"--deselect={node}" for node in refused_by_design(name)]
+        command = [sys.executable, str(HERE / "inside.py"), str(record), *options, *suite.options, *suite.tests]
         log = CACHE / f"{name}.{'stock' if stock else 'isolated'}.log"
         with open(log, "wb") as output:
             process = subprocess.Popen(

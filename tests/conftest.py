@@ -1,0 +1,82 @@
+"""What every test may ask for: an ordinary user, and a folder that such a user can reach."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TESTER = "isolated-tester"
+BIN = str(Path(sys.executable).parent)
+
+
+@dataclass(frozen=True)
+class Ordinary:
+    """A person without rights, with a home of their own; where the tests run without root, whoever runs them."""
+
+    uid: int
+    gid: int
+    home: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """A clean one: this interpreter's scripts first, nothing of ours."""
+        path = f"{BIN}:/usr/local/bin:/usr/bin:/bin"
+        return {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def start(self, command: list[str], **more: object) -> subprocess.Popen[str]:
+        """Start a command as this person, in their home, in a process group of its own."""
+        asked: dict[str, object] = {"cwd": self.home, "env": self.environment, "stdin": subprocess.DEVNULL}
+        asked |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        if os.geteuid() == 0:
+            asked |= {"user": self.uid, "group": self.gid, "extra_groups": [], "umask": 0o022}
+        return subprocess.Popen(command, **asked | more)  # type: ignore[call-overload, no-any-return]
+
+    def run(self, command: list[str], *, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end. A failure shows what the command said; `timeout` is in seconds."""
+        process = self.start(command)
+        try:
+            said, complained = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
+        if check:
+            assert process.returncode == 0, f"{command} ended with {process.returncode}:\n{said}\n{complained}"
+        return subprocess.CompletedProcess(command, process.returncode, said, complained)
+
+    def python(self, source: str, *, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a snippet in this very interpreter, as this person."""
+        return self.run([sys.executable, "-c", source], timeout=timeout, check=check)
+
+
+def _tester() -> pwd.struct_passwd:
+    """The user made for the purpose. It is left in place: making one at each run would wear out the uids."""
+    try:
+        return pwd.getpwnam(TESTER)
+    except KeyError:
+        command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", TESTER]
+        subprocess.run(command, check=True)
+        return pwd.getpwnam(TESTER)
+
+
+@pytest.fixture
+def ordinary() -> Iterator[Ordinary]:
+    person = _tester() if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    # Not tmp_path: pytest's own folders let nobody else through.
+    home = Path(tempfile.mkdtemp(prefix="isolated-tester-"))
+    try:
+        if os.geteuid() == 0:
+            os.chown(home, person.pw_uid, person.pw_gid)
+        yield Ordinary(person.pw_uid, person.pw_gid, home)
+    finally:
+        shutil.rmtree(home)
