@@ -1,0 +1,322 @@
+"""
+What a notebook kernel, and whatever it starts, may ask of Linux.
+
+What ordinary programs were seen to use, and their kin, is granted. What a sandbox exists to refuse answers EPERM and
+tells the supervisor. What libraries ask for every day and do without is refused silently. Everything else, and every
+call newer than this page, answers ENOSYS: to a library that is an older Linux, and it falls back.
+"""
+
+from __future__ import annotations
+
+from errno import EAFNOSUPPORT, EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
+
+from . import ALLOW, NOTIFY, Group, Table, Test, When, any_of, exactly, none_of, one_of, otherwise, refuse
+
+GRANTED = (
+    Group(
+        "read, write and arrange files: the mounted view and Landlock say which",
+        ALLOW,
+        (
+            *("read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2"),
+            *("close", "close_range", "lseek", "dup", "dup2", "dup3", "fcntl", "flock", "sendfile", "copy_file_range"),
+            *(
+                "stat",
+                "fstat",
+                "lstat",
+                "newfstatat",
+                "statx",
+                "statfs",
+                "fstatfs",
+                "access",
+                "faccessat",
+                "faccessat2",
+            ),
+            *("readlink", "readlinkat", "getdents", "getdents64", "getcwd", "chdir", "fchdir", "umask"),
+            *("ftruncate", "truncate", "fallocate", "fadvise64", "readahead", "fsync", "fdatasync", "sync_file_range"),
+            *("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "unlink", "unlinkat"),
+            *("mkdir", "mkdirat", "rmdir", "utime", "utimes", "utimensat", "futimesat"),
+            *("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"),
+            *("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
+            *("inotify_init", "inotify_init1", "inotify_add_watch", "inotify_rm_watch"),
+        ),
+    ),
+    Group(
+        "use memory: the cgroup says how much",
+        ALLOW,
+        (
+            *("mmap", "munmap", "mremap", "mprotect", "brk", "madvise", "msync", "mincore", "membarrier"),
+            *("mlock", "mlock2", "mlockall", "munlock", "munlockall", "memfd_create"),
+        ),
+    ),
+    Group(
+        "start, end, wait for and signal processes: the pid namespace says which exist",
+        ALLOW,
+        (
+            *("fork", "vfork", "execve", "execveat", "exit", "exit_group", "wait4", "waitid"),
+            *("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal"),
+            *("getpid", "getppid", "gettid", "getpgid", "getpgrp", "setpgid", "getsid", "setsid"),
+            *("getuid", "geteuid", "getgid", "getegid", "getresuid", "getresgid", "getgroups", "capget"),
+            *("set_tid_address", "set_robust_list", "get_robust_list", "rseq", "futex", "futex_waitv"),
+            *("getrlimit", "setrlimit", "prlimit64", "getrusage", "times", "sysinfo", "uname", "getcpu", "getrandom"),
+            *("getpriority", "setpriority", "ioprio_get", "ioprio_set", "sched_yield"),
+            *("sched_getaffinity", "sched_setaffinity", "sched_getparam", "sched_setparam", "sched_getscheduler"),
+            *("sched_setscheduler", "sched_getattr", "sched_setattr", "sched_get_priority_max"),
+            *("sched_get_priority_min", "sched_rr_get_interval"),
+        ),
+    ),
+    Group(
+        "wait: signals, timers, descriptors",
+        ALLOW,
+        (
+            *("rt_sigaction", "rt_sigprocmask", "rt_sigpending", "rt_sigsuspend", "rt_sigtimedwait", "rt_sigreturn"),
+            *("sigaltstack", "restart_syscall", "pause", "alarm", "getitimer", "setitimer"),
+            *("timer_create", "timer_settime", "timer_gettime", "timer_getoverrun", "timer_delete"),
+            *("timerfd_create", "timerfd_settime", "timerfd_gettime", "eventfd", "eventfd2", "signalfd", "signalfd4"),
+            *("nanosleep", "clock_nanosleep", "clock_gettime", "clock_getres", "gettimeofday", "time"),
+            *("poll", "ppoll", "select", "pselect6", "pipe", "pipe2"),
+            *("epoll_create", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2"),
+        ),
+    ),
+    Group(
+        "talk over sockets that could be made: the network namespace says with whom",
+        ALLOW,
+        (
+            *("bind", "connect", "listen", "accept", "accept4", "shutdown", "getsockname", "getpeername"),
+            *("getsockopt", "setsockopt", "sendto", "recvfrom", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg"),
+        ),
+    ),
+)
+
+AUDITED = (
+    Group(
+        "change what is mounted, or what the root is",
+        NOTIFY,
+        (
+            *("mount", "umount2", "umount", "pivot_root", "chroot", "open_tree", "move_mount", "mount_setattr"),
+            *("fsopen", "fsconfig", "fsmount", "fspick", "statmount", "listmount"),
+        ),
+    ),
+    Group("enter or make a namespace", NOTIFY, ("setns", "unshare")),
+    Group(
+        "see into, or take from, another process",
+        NOTIFY,
+        (
+            *("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"),
+            *("process_madvise", "process_mrelease"),
+        ),
+    ),
+    Group(
+        "reach files past the mounted view",
+        NOTIFY,
+        ("name_to_handle_at", "open_by_handle_at", "fanotify_init", "fanotify_mark"),
+    ),
+    Group("load programs into Linux itself", NOTIFY, ("bpf", "perf_event_open", "userfaultfd", "seccomp")),
+    Group("use keyrings, which know no namespaces", NOTIFY, ("keyctl", "add_key", "request_key")),
+    Group(
+        "administer the machine",
+        NOTIFY,
+        (
+            *("init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot"),
+            *("swapon", "swapoff", "quotactl", "quotactl_fd", "acct", "syslog", "vhangup", "iopl", "ioperm"),
+            *("clock_settime", "clock_adjtime", "adjtimex", "settimeofday", "sethostname", "setdomainname"),
+        ),
+    ),
+    Group("change how this process is executed", NOTIFY, ("personality", "modify_ldt")),
+    Group(
+        "become someone else",
+        NOTIFY,
+        (
+            *("setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid"),
+            *("setgroups", "capset"),
+        ),
+    ),
+    Group(
+        "share System V or POSIX queues, which outlive their processes",
+        NOTIFY,
+        (
+            *("shmget", "shmat", "shmctl", "shmdt", "semget", "semop", "semtimedop", "semctl"),
+            *("msgget", "msgsnd", "msgrcv", "msgctl"),
+            *("mq_open", "mq_unlink", "mq_timedsend", "mq_timedreceive", "mq_notify", "mq_getsetattr"),
+        ),
+    ),
+)
+
+SILENT = (
+    Group(
+        "give files away: archives and sqlite ask, and do without",
+        refuse(EPERM),
+        ("chown", "fchown", "lchown", "fchownat"),
+    ),
+    Group(
+        "place memory on nodes: OpenBLAS and OpenMP ask, and do without",
+        refuse(EPERM),
+        ("mbind", "set_mempolicy", "get_mempolicy", "migrate_pages", "move_pages", "set_mempolicy_home_node"),
+    ),
+    Group("write out every user's files, at every user's cost", refuse(EPERM), ("sync", "syncfs")),
+)
+
+ABSENT = (
+    Group(
+        "a structure that no filter can read stands behind a pointer; the older call does the same",
+        refuse(ENOSYS),
+        ("clone3", "openat2"),
+    ),
+    Group(
+        "work that other filters would not see, or that has a record of holes in Linux; every caller has a fallback",
+        refuse(ENOSYS),
+        (
+            *("io_uring_setup", "io_uring_enter", "io_uring_register", "io_setup", "io_submit", "io_getevents"),
+            *(
+                "io_pgetevents",
+                "io_cancel",
+                "io_destroy",
+                "splice",
+                "tee",
+                "vmsplice",
+                "memfd_secret",
+                "remap_file_pages",
+            ),
+        ),
+    ),
+    Group(
+        "a sandbox within the sandbox",
+        refuse(ENOSYS),
+        ("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
+    ),
+)
+
+# linux/sched.h. CLONE_NEWTIME shares its bit with the exit signal and means nothing to clone(2).
+NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+
+SET_UID, SET_GID = 0o4000, 0o2000  # linux/stat.h
+KIND = 0o170000
+FIFO, CHARACTER, BLOCK, SOCKET, REGULAR = 0o010000, 0o020000, 0o060000, 0o140000, 0o100000
+CREATES = 0o100 | 0o20000000  # O_CREAT, __O_TMPFILE: without either, open(2) reads no mode
+
+UNIX, INET, INET6, NETLINK = 1, 2, 10, 16  # linux/socket.h
+STREAM, DGRAM = 1, 2
+TYPE = 0xF  # the kernel refuses any other bit than SOCK_NONBLOCK and SOCK_CLOEXEC itself
+TCP, UDP = 6, 17
+
+TERMINAL = (
+    *(0x5401, 0x5402, 0x5403, 0x5404),  # TCGETS TCSETS TCSETSW TCSETSF
+    *(0x802C542A, 0x402C542B, 0x402C542C, 0x402C542D),  # the same with 2: glibc 2.42 on
+    *(0x5409, 0x5425, 0x540A, 0x540B),  # TCSBRK TCSBRKP TCXONC TCFLSH
+    *(0x540E, 0x5422, 0x540F, 0x5410, 0x5429),  # TIOCSCTTY TIOCNOTTY TIOCGPGRP TIOCSPGRP TIOCGSID
+    *(0x5411, 0x5413, 0x5414),  # TIOCOUTQ TIOCGWINSZ TIOCSWINSZ
+    *(0x80045430, 0x40045431, 0x80045439, 0x5441),  # TIOCGPTN TIOCSPTLCK TIOCGPTLCK TIOCGPTPEER
+)
+DESCRIPTOR = (0x541B, 0x5421, 0x5450, 0x5451, 0x5452)  # FIONREAD FIONBIO FIONCLEX FIOCLEX FIOASYNC
+COPY = (0x40049409, 0x4020940D)  # FICLONE FICLONERANGE: what cp(1) tries first
+INTERFACES = (  # SIOCGIF NAME CONF FLAGS ADDR BRDADDR NETMASK MTU HWADDR INDEX: reading, of our own network only
+    *(0x8910, 0x8912, 0x8913, 0x8915, 0x8919, 0x891B, 0x8921, 0x8927, 0x8933),
+)
+INJECT = (0x5412, 0x541C)  # TIOCSTI TIOCLINUX: type into somebody's terminal
+ETHTOOL = 0x8946  # psutil reads this errno as "no cable"
+
+PRCTL = (
+    *(15, 16, 0x53564D41),  # PR_SET_NAME PR_GET_NAME PR_SET_VMA: names of threads and of memory
+    *(1, 2, 36, 37),  # PR_SET_PDEATHSIG PR_GET_PDEATHSIG PR_SET_CHILD_SUBREAPER PR_GET_CHILD_SUBREAPER
+    *(29, 30, 41, 42),  # PR_SET_TIMERSLACK PR_GET_TIMERSLACK PR_SET_THP_DISABLE PR_GET_THP_DISABLE
+    *(3, 21, 23, 27, 38, 39),  # PR_GET_DUMPABLE _SECCOMP PR_CAPBSET_READ _SECUREBITS PR_{SET,GET}_NO_NEW_PRIVS
+    *(65, 66),  # PR_SET_MDWE PR_GET_MDWE
+)
+PRCTL_AUDITED = (22, 24, 28, 35, 47)  # PR_SET_SECCOMP PR_CAPBSET_DROP PR_SET_SECUREBITS PR_SET_MM PR_CAP_AMBIENT
+ARCH_PRCTL = (
+    *(0x1001, 0x1002, 0x1003, 0x1004),  # ARCH_SET_GS ARCH_SET_FS ARCH_GET_FS ARCH_GET_GS
+    *(0x1011, 0x1021, 0x1022, 0x1023),  # ARCH_GET_CPUID, ARCH_GET_XCOMP_SUPP _PERM, ARCH_REQ_XCOMP_PERM: AMX for oneDNN
+    *(0x3001, 0x5001, 0x5002, 0x5003, 0x5005),  # the loader asks for shadow stacks
+)
+
+
+def family(domain: int) -> tuple[When, ...]:
+    """Streams and datagrams of one family; raw sockets are refused aloud, other types as a Linux without them does."""
+    protocols = (0,) if domain == UNIX else (0, TCP, UDP)
+
+    def socket(verdict: int, *tests: Test) -> When:
+        return When("socket", verdict, (exactly(0, domain), *tests))
+
+    return (
+        *(
+            socket(ALLOW, Test(1, kind, TYPE), exactly(2, protocol))
+            for kind in (STREAM, DGRAM)
+            for protocol in protocols
+        ),
+        *(socket(refuse(EPROTONOSUPPORT), Test(1, kind, TYPE), otherwise(2)) for kind in (STREAM, DGRAM)),
+        socket(NOTIFY, Test(1, 3, TYPE)),  # SOCK_RAW
+        socket(refuse(ESOCKTNOSUPPORT), Test(1, 0, TYPE)),
+        socket(refuse(ESOCKTNOSUPPORT), Test(1, 4, 0xC)),  # 4 to 7
+        socket(refuse(ESOCKTNOSUPPORT), Test(1, 8, 0x8)),  # 8 to 15
+    )
+
+
+def mode(call: str, argument: int, *also: Test) -> tuple[When, ...]:
+    """No set-uid or set-gid bit: a program in the workspace would lend its owner's rights to whoever starts it.
+
+    The set-gid bit alone, which tar and cp copy with folders, is refused silently.
+    """
+    return (
+        When(call, ALLOW, (*also, none_of(argument, SET_UID | SET_GID))),
+        When(call, NOTIFY, (*also, Test(argument, SET_UID, SET_UID))),
+        When(call, refuse(EPERM), (*also, Test(argument, SET_GID, SET_UID | SET_GID))),
+    )
+
+
+def opening(call: str, flags: int) -> tuple[When, ...]:
+    """The mode is the argument after the flags, and only means something where a file is made."""
+    making = any_of(flags, CREATES)
+    return (
+        When(call, ALLOW, (none_of(flags, CREATES),)),
+        *(rule for test in making for rule in mode(call, flags + 1, test)),
+    )
+
+
+def node(call: str, argument: int) -> tuple[When, ...]:
+    """Pipes may be made; devices never, and nothing else this way."""
+    return (
+        When(call, ALLOW, (Test(argument, FIFO, KIND | SET_UID | SET_GID),)),
+        When(call, NOTIFY, (Test(argument, CHARACTER, KIND),)),
+        When(call, NOTIFY, (Test(argument, BLOCK, KIND),)),
+        *(When(call, refuse(EPERM), (Test(argument, kind, KIND),)) for kind in (0, REGULAR, SOCKET)),
+    )
+
+
+RULES = (
+    *family(UNIX),
+    *family(INET),
+    *family(INET6),
+    # libzmq aborts the process when its question to netlink is answered by almost anything else.
+    When("socket", refuse(EOPNOTSUPP), (exactly(0, NETLINK),)),
+    When("socket", refuse(EAFNOSUPPORT), (otherwise(0),)),
+    When("socketpair", ALLOW, (exactly(0, UNIX), Test(1, STREAM, TYPE), exactly(2, 0))),
+    When("socketpair", ALLOW, (exactly(0, UNIX), Test(1, DGRAM, TYPE), exactly(2, 0))),
+    When("socketpair", refuse(EAFNOSUPPORT), (otherwise(0),)),
+    When("clone", ALLOW, (none_of(0, NAMESPACES),)),
+    *(When("clone", NOTIFY, (test,)) for test in any_of(0, NAMESPACES)),
+    *mode("chmod", 1),
+    *mode("fchmod", 1),
+    *mode("fchmodat", 2),
+    *mode("fchmodat2", 2),
+    *mode("creat", 1),
+    *opening("open", 1),
+    *opening("openat", 2),
+    *node("mknod", 1),
+    *node("mknodat", 2),
+    *one_of("ioctl", 1, (*TERMINAL, *DESCRIPTOR, *COPY, *INTERFACES)),
+    *one_of("ioctl", 1, INJECT, verdict=NOTIFY),
+    *one_of("ioctl", 1, (ETHTOOL,), verdict=refuse(EOPNOTSUPP)),
+    When("ioctl", refuse(ENOTTY), (otherwise(1),)),
+    *one_of("prctl", 0, PRCTL),
+    *one_of("prctl", 0, PRCTL_AUDITED, verdict=NOTIFY),
+    When("prctl", refuse(EINVAL), (otherwise(0),)),
+    *one_of("arch_prctl", 0, ARCH_PRCTL),
+    When("arch_prctl", refuse(EINVAL), (otherwise(0),)),
+)
+
+KERNEL = Table(
+    name="kernel",
+    reason="what a notebook kernel, and whatever it starts, may ask of Linux",
+    default=refuse(ENOSYS),
+    groups=(*GRANTED, *AUDITED, *SILENT, *ABSENT),
+    rules=RULES,
+)

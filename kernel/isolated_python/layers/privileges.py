@@ -1,0 +1,96 @@
+"""Privileges: what the sandbox built itself with is given up, and cannot come back."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+
+from ..linux import caps, prctl
+from ..policy.profile import Profile
+from .step import Descriptors, Step
+
+
+@dataclass(frozen=True, slots=True)
+class DropCapabilities(Step):
+    """Empty all five capability sets, the bounding set first, while that is still allowed."""
+
+    def describe(self) -> str:
+        return "drop every capability, and the way to get one back"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        caps.drop_all()
+
+
+@dataclass(frozen=True, slots=True)
+class DropOwnCapabilities(Step):
+    """Empty the sets that count now. For a process that never had the right to touch its bounding set."""
+
+    def describe(self) -> str:
+        return "drop every capability"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        caps.drop_sets()
+
+
+@dataclass(frozen=True, slots=True)
+class NoCoreDumps(Step):
+    """A core file would hold the session key, and a piped core_pattern runs as root outside.
+
+    Linux gives a pipe its core in spite of a limit of 0, and stops at 1; for a file 1 is less than the smallest core.
+    Source: fs/coredump.c.
+    """
+
+    limit: int  # bytes: 0, or 1 where core_pattern is a pipe
+
+    def describe(self) -> str:
+        return f"leave no core dump (limit {self.limit})"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (self.limit, self.limit))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnProc(Step):
+    """A change of uid gave /proc/self to root; multiprocessing and psutil need it. seccomp still refuses to trace."""
+
+    def describe(self) -> str:
+        return "keep its own files in /proc"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        prctl.set_dumpable(True)
+
+
+@dataclass(frozen=True, slots=True)
+class NoNewPrivileges(Step):
+    """Programs with a set-uid bit start as anybody else's. seccomp and Landlock ask for this first."""
+
+    def describe(self) -> str:
+        return "never gain a privilege by starting a program"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        prctl.set_no_new_privs()
+
+
+@dataclass(frozen=True, slots=True)
+class DieWith(Step):
+    """Follow the launcher into death, so that a crash of ours leaves no orphan."""
+
+    signal: int
+
+    def describe(self) -> str:
+        return f"receive signal {self.signal} when the launcher dies"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        prctl.set_parent_death_signal(self.signal)
+
+
+def plan(profile: Profile, *, core_pattern: str, parent_death_signal: int = 0) -> list[Step]:
+    """After identity and mounts, before Landlock and seccomp. `core_pattern` is /proc/sys/kernel/core_pattern.
+
+    `capabilities = "off"` keeps them within the sandbox's own user namespace; no_new_privs is not for choice.
+    """
+    dropped: list[Step] = [DropCapabilities()] if profile.layers.capabilities != "off" else []
+    # "|" is a program, "@" (linux 6.16) a socket.
+    limit = 1 if core_pattern.startswith(("|", "@")) else 0
+    bound: list[Step] = [DieWith(parent_death_signal)] if parent_death_signal else []
+    return [NoCoreDumps(limit), *dropped, OwnProc(), *bound, NoNewPrivileges()]
