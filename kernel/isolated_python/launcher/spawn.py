@@ -1,0 +1,44 @@
+"""Start our own programs: a clean environment, named descriptors, and nothing else inherited."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Callable
+
+
+def spawn(
+    argv: list[str],
+    environment: dict[str, str],
+    descriptors: dict[int, int],
+    before: Callable[[], None] | None = None,
+) -> int:
+    """Fork, run `before`, execute. `descriptors`: number there → number here; 0, 1 and 2 are inherited. Returns the pid.
+
+    Where `before` or the execution fails, the child says why on standard error and exits with 127.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        # Out of the way first, so that no source is overwritten by an earlier target.
+        above = max([*descriptors, 2]) + 1
+        moved = {there: _dup_from(here, above) for there, here in descriptors.items()}
+        if before is not None:
+            before()
+        for there, here in moved.items():
+            os.dup2(here, there, inheritable=True)
+        os.closerange(above, 1 << 20)
+        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        os.execve(argv[0], argv, environment)
+    except BaseException as error:
+        os.write(2, f"starting {argv[0]} failed: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _dup_from(descriptor: int, lowest: int) -> int:
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, lowest)

@@ -1,0 +1,79 @@
+"""
+The zygote: a process that has imported everything a kernel needs, and forks.
+
+It holds no secret, no network and no right; it has one task, one socket and no open file.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from isolated_python.errors import LaunchError
+from isolated_python.launcher import child
+from isolated_python.layers.step import Descriptors
+from isolated_python.linux import packets, process
+
+CONTROL = 3
+
+
+def main() -> None:
+    """Serve forks until the supervisor goes. argv: the modules to import ahead; none for a zygote that only executes."""
+    control = socket.socket(fileno=CONTROL)
+    control.set_inheritable(False)
+    program = execute_program
+    if sys.argv[1:]:
+        from isolated_python.launcher import kernel
+
+        program = kernel.run
+        for name in sys.argv[1:]:
+            try:
+                importlib.import_module(name)
+            except Exception as error:  # a preload is a head start, not a promise
+                print(f"preloading {name} failed: {error}", file=sys.stderr)
+        kernel.prepare()
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    packets.send(control, {"event": "ready"})
+    while serve(control, program):
+        pass
+
+
+def serve(control: socket.socket, program: child.Program) -> bool:
+    """One fork. False: the supervisor has gone."""
+    order, descriptors = packets.receive(control)
+    if order is None:
+        return False
+    channel = socket.socket(fileno=descriptors[0])
+    try:
+        tasks = len(os.listdir("/proc/self/task"))
+        if tasks != 1:
+            raise LaunchError(f"the zygote has {tasks} threads: one of the preloaded modules started some")
+        # CLONE_PARENT: the sandbox is the supervisor's child, not ours, and so outlives us.
+        pid = process.fork(int(order["namespaces"]) | process.CLONE_PARENT)
+    except (OSError, LaunchError) as error:
+        child.report(channel, error)
+        pid = -1
+    if pid == 0:
+        control.close()
+        child.run(channel, program)
+    channel.close()
+    packets.send(control, {"event": "forked", "kernel": order["kernel"], "pid": pid})
+    return True
+
+
+def execute_program(order: dict[str, Any], descriptors: Descriptors) -> None:
+    """Become the program that a kernelspec names. Never returns."""
+    os.chdir(order["cwd"])
+    if order["connection"] is not None:
+        path, text = order["connection"]
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+    os.execvpe(order["argv"][0], order["argv"], order["environment"])

@@ -1,0 +1,85 @@
+"""The order of the sandbox, written once. It reads as a table of contents of all that a kernel is put through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from isolated_python.errors import HostError
+from isolated_python.layers import files, identity, landlock, limits, loopback, privileges, seccomp, view
+from isolated_python.layers.step import Descriptors, Step
+from isolated_python.linux import namespaces
+from isolated_python.linux.host import Host
+from isolated_python.policy.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Leave(Step):
+    """Leave a namespace that could not be left at birth: the cgroup one shows the group that we are in by now."""
+
+    namespace: str
+
+    def describe(self) -> str:
+        return f"live in a {self.namespace.replace('_', ' ')} of its own"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        namespaces.unshare(namespaces.FLAGS[self.namespace])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that will be done to one kernel, in order."""
+
+    view: list[Step]  # by the zygote, once, before it imports anything
+    namespaces: int  # flags of clone3(2): born in these
+    init: list[Step]  # by process 1
+    kernel: list[Step]  # by the kernel itself, after the fork
+    notes: list[str] = field(default_factory=list)  # what was weakened, because the profile says "prefer"
+
+
+def plan(profile: Profile, host: Host, trees: tuple[str, ...] = ()) -> Plan:
+    """What this profile means on this host. Raises HostError where a required layer cannot be had."""
+    layers, notes = profile.layers, []
+
+    def on(name: str) -> bool:
+        wanted = getattr(layers, name)
+        if wanted == "off":
+            notes.append(f"{name} is off")
+            return False
+        cause, remedy = host.lacks(name)
+        if not cause:
+            return True
+        if wanted == "require":
+            raise HostError(f"this host cannot give the layer {name}, and the profile requires it: {cause}", remedy=remedy)
+        notes.append(f"{name} is missing: {cause}")
+        return False
+
+    born = 0
+    for name, flag in namespaces.FLAGS.items():
+        if name != "cgroup_namespace" and on(name):
+            born |= flag
+    shared = view.shown(trees) if on("overlay") else ()
+    targets = tuple(grant.target for grant in profile.files.mounts)
+
+    init: list[Step] = [identity.BecomeUser()]
+    if on("cgroup_namespace"):
+        init.append(Leave("cgroup_namespace"))
+    init += files.plan(profile, shared)
+    if born & namespaces.CLONE_NEWNET:
+        init.append(loopback.RaiseLoopback())
+    if born & namespaces.CLONE_NEWUTS:
+        init.append(identity.NameHost())
+    if on("rlimits"):
+        init += limits.plan(profile)
+    init.append(identity.NoFurtherNamespaces())
+    if layers.pid != "off":
+        init.append(files.MaskProc())
+    if on("capabilities"):
+        init.append(privileges.DropCapabilities())
+
+    kernel: list[Step] = [privileges.NoNewPrivileges()]
+    if on("landlock"):
+        kernel += landlock.plan(profile, host.landlock_abi)
+    if on("seccomp"):
+        kernel.append(seccomp.LoadFilter())
+    kernel.append(privileges.SelfCheck(seccomp=layers.seccomp != "off", capabilities=layers.capabilities != "off"))
+    return Plan(view.plan(trees, targets), born, init, kernel, notes)

@@ -1,0 +1,148 @@
+"""The files of one kernel: its own /proc, /tmp, home, /dev/shm and terminals, and the workspace it was granted."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from isolated_python.layers.step import Descriptors, Step
+from isolated_python.linux import mount
+from isolated_python.policy.profile import Profile
+
+HOME = "/home/user"
+WORKSPACE = "/workspace"
+
+# Files of /proc that speak of the whole machine, or act on it. An ordinary user may not open most of them: seen twice.
+MASKED = ("kcore", "keys", "kmsg", "kallsyms", "sysrq-trigger", "timer_list", "kpagecount", "kpageflags", "kpagecgroup")
+
+SAFE = mount.MS_NOSUID | mount.MS_NODEV
+
+
+@dataclass(frozen=True, slots=True)
+class MountProc(Step):
+    """A /proc that knows this pid namespace only; a process that may not be traced is not even listed."""
+
+    def describe(self) -> str:
+        return "see only its own processes in /proc"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        mount.mount("proc", "/proc", "proc", SAFE | mount.MS_NOEXEC, "hidepid=invisible")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskProc(Step):
+    """Put the empty device over what the machine as a whole shows in /proc, and make its settings read-only."""
+
+    names: tuple[str, ...] = MASKED
+
+    def describe(self) -> str:
+        return "find the machine-wide files of /proc empty and its settings read-only"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        for name in self.names:
+            path = f"/proc/{name}"
+            if os.path.exists(path):
+                mount.mount("/dev/null", path, "", mount.MS_BIND)
+        settings = os.open("/proc/sys", os.O_PATH | os.O_CLOEXEC)
+        tree = mount.clone_tree(settings)
+        mount.set_attributes(tree, mount.MOUNT_ATTR_RDONLY)
+        mount.place(tree, "/proc/sys")
+        os.close(tree)
+        os.close(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class MountScratch(Step):
+    """One tmpfs with one limit for all that a kernel writes outside of its workspace."""
+
+    size: int  # bytes
+    shm: int  # bytes
+
+    def describe(self) -> str:
+        return f"write at most {self.size >> 20} MiB to /tmp and its home, and {self.shm >> 20} MiB to /dev/shm"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        mount.mount("tmpfs", "/tmp", "tmpfs", SAFE, f"size={self.size},mode=755,nr_inodes={max(1024, self.size >> 12)}")
+        for name, mode in (("home", 0o700), ("workspace", 0o700), ("tmp", 0o1777)):
+            os.mkdir(f"/tmp/{name}")
+            os.chmod(f"/tmp/{name}", mode)
+        os.mkdir("/tmp/changes")
+        os.mkdir("/tmp/work")
+        for name, place in (("home", HOME), ("workspace", WORKSPACE)):
+            mount.mount(f"/tmp/{name}", place, "", mount.MS_BIND)
+        mount.mount("tmpfs", "/dev/shm", "tmpfs", SAFE, f"size={self.shm},mode=1777")
+        mount.mount("devpts", "/dev/pts", "devpts", mount.MS_NOSUID | mount.MS_NOEXEC, "newinstance,ptmxmode=0666")
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceWorkspace(Step):
+    """The folder of the notebook, as the profile grants it. Its mount was made outside, by descriptor."""
+
+    mode: str
+
+    def describe(self) -> str:
+        return f"work in {WORKSPACE}, the notebook's folder, {self.mode}"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        tree = descriptors["workspace"]
+        if self.mode != "copy-on-write":
+            mount.place(tree, WORKSPACE)
+            return
+        mount.place(tree, "/run/lower")
+        options = "lowerdir=/run/lower,upperdir=/tmp/changes,workdir=/tmp/work,userxattr"
+        mount.mount("overlay", WORKSPACE, "overlay", SAFE, options)
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceMounts(Step):
+    """Further folders that the profile grants, each made outside, by descriptor."""
+
+    targets: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"see {', '.join(self.targets)}"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        for number, target in enumerate(self.targets):
+            mount.place(descriptors[f"mount-{number}"], target)
+
+
+@dataclass(frozen=True, slots=True)
+class CloseScratch(Step):
+    """Show /tmp as a folder of the scratch tmpfs, so that its other folders are out of reach by that way."""
+
+    def describe(self) -> str:
+        return "reach its scratch space by /tmp and its home only"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        mount.mount("/tmp/tmp", "/tmp", "", mount.MS_BIND)
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayTrees(Step):
+    """A read-only overlay over each shared tree: without it two sandboxes meet in its file locks and inotify events."""
+
+    trees: tuple[str, ...]
+
+    def describe(self) -> str:
+        return "share no file lock, lease or inotify event with another sandbox"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        for tree in self.trees:
+            os.chdir(tree)  # the path itself may hold what overlay's options cannot
+            mount.mount("overlay", tree, "overlay", SAFE | mount.MS_RDONLY, "lowerdir=.:/run/empty")
+        os.chdir("/")
+
+
+def plan(profile: Profile, trees: tuple[str, ...]) -> list[Step]:
+    """The mounts of one kernel, in order. `trees`: what the view shares between sandboxes; empty for no overlay."""
+    steps: list[Step] = [MountProc()] if profile.layers.pid != "off" else []
+    steps.append(MountScratch(profile.resources.tmp, profile.resources.shm))
+    if profile.files.workspace != "none":
+        steps.append(PlaceWorkspace(profile.files.workspace))
+    if profile.files.mounts:
+        steps.append(PlaceMounts(tuple(grant.target for grant in profile.files.mounts)))
+    steps.append(CloseScratch())
+    if trees:
+        steps.append(OverlayTrees(trees))
+    return steps

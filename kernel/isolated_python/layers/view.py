@@ -1,0 +1,141 @@
+"""The view: a root of our own, made once per zygote, that shows the system's programs and nothing of its people."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from isolated_python.layers.step import Descriptors, Step
+from isolated_python.linux import mount
+
+STAGE = "/tmp"  # any folder that every host has; only this mount namespace sees what lies over it
+
+# What every program expects of the system, read-only. Where the host has a link, the view has the same link.
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+
+# Of /etc only what is the same for everybody and needed by libraries; who and where are generated.
+SHARED_ETC = (
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/fonts",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/magic",
+    "/etc/mime.types",
+    "/etc/python3",
+    "/etc/python3.11",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/R",
+    "/etc/julia",
+)
+GENERATED_ETC = {
+    "passwd": "user:x:1000:1000:user:/home/user:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "group": "user:x:1000:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
+    "hostname": "sandbox\n",
+    "resolv.conf": "",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+CPU_TOPOLOGY = "/sys/devices/system/cpu"  # numpy, torch and joblib count the cores here
+
+# Empty folders that each sandbox puts a mount of its own over.
+PLACES = ("/dev/pts", "/dev/shm", "/home/user", "/proc", "/run/empty", "/run/lower", "/tmp", "/workspace")
+
+READ_ONLY = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRoot(Step):
+    """Make the root of the view from our own tmpfs, and move into it."""
+
+    trees: tuple[str, ...]  # further host folders shown at their own place: interpreters, environments
+    places: tuple[str, ...]  # further mount points that sandboxes need
+
+    def describe(self) -> str:
+        return f"see a root of its own: the system's programs and {', '.join(self.trees) or 'nothing more'}, read-only"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        mount.make_private()
+        # Everything is opened before the stage hides what lies beneath it.
+        trees = {path: _detached(path) for path in shown(self.trees)}
+        etc = {path: _detached(path) for path in SHARED_ETC if os.path.exists(path)}
+        devices = {name: _device(name, *numbers) for name, numbers in DEVICES.items()}
+        topology = _detached(CPU_TOPOLOGY)
+        proc = _open_clone("/proc")
+
+        mount.mount("tmpfs", STAGE, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=755,size=1m")
+        os.chdir(STAGE)
+        for place in (*PLACES, *self.places):
+            os.makedirs(STAGE + place, exist_ok=True)
+        for path in SYSTEM:
+            if os.path.islink(path):
+                os.symlink(os.readlink(path), STAGE + path)
+        for path, tree in {**trees, **etc}.items():
+            _place(tree, path)
+        for name, device in devices.items():
+            _place(device, f"/dev/{name}", is_file=True)
+        _place(topology, CPU_TOPOLOGY)
+        mount.place(proc, STAGE + "/proc")
+        for name, target in {
+            "ptmx": "pts/ptmx",
+            "fd": "/proc/self/fd",
+            "stdin": "/proc/self/fd/0",
+            "stdout": "/proc/self/fd/1",
+            "stderr": "/proc/self/fd/2",
+        }.items():
+            os.symlink(target, f"{STAGE}/dev/{name}")
+        for name, text in GENERATED_ETC.items():
+            with open(f"{STAGE}/etc/{name}", "w") as file:
+                file.write(text)
+        mount.pivot(STAGE)
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        mount.set_attributes(root, READ_ONLY)
+        os.close(root)
+
+
+def plan(trees: tuple[str, ...], places: tuple[str, ...]) -> list[Step]:
+    return [BuildRoot(trees, places)]
+
+
+def shown(trees: tuple[str, ...]) -> tuple[str, ...]:
+    """The host folders of a view: each once, none that lies below another, links left to be links."""
+    wanted = [path for path in (*SYSTEM, *trees) if os.path.isdir(path) and not os.path.islink(path)]
+    return tuple(
+        sorted({p for p in wanted if not any(p != other and p.startswith(other.rstrip("/") + "/") for other in wanted)})
+    )
+
+
+def _open_clone(path: str) -> int:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return mount.clone_tree(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _detached(path: str) -> int:
+    tree = _open_clone(path)
+    mount.set_attributes(tree, READ_ONLY)
+    return tree
+
+
+def _device(name: str, major: int, minor: int) -> int:
+    """The host's device node, after a look that it is the device it claims to be."""
+    node = os.stat(f"/dev/{name}")
+    if not stat.S_ISCHR(node.st_mode) or (os.major(node.st_rdev), os.minor(node.st_rdev)) != (major, minor):
+        raise OSError(f"/dev/{name} on this host is not the character device {major}:{minor}")
+    return _open_clone(f"/dev/{name}")
+
+
+def _place(tree: int, path: str, *, is_file: bool = False) -> None:
+    target = STAGE + path
+    if is_file or not stat.S_ISDIR(os.fstat(tree).st_mode):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
+    else:
+        os.makedirs(target, exist_ok=True)
+    mount.place(tree, target)
+    os.close(tree)

@@ -1,0 +1,46 @@
+"""Messages with descriptors over a SOCK_SEQPACKET socket: one JSON object each, bounded before it is read. unix(7)"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+from isolated_python.errors import ProtocolError
+
+LARGEST = 1 << 17  # bytes of one message
+MOST_DESCRIPTORS = 64
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+def send(peer: socket.socket, message: dict[str, Any], descriptors: list[int] | tuple[int, ...] = ()) -> None:
+    """Raises OSError (EPIPE: the peer has gone), ProtocolError where the message is too large."""
+    encoded = json.dumps(message, separators=(",", ":")).encode()
+    if len(encoded) > LARGEST:
+        raise ProtocolError(f"a message of {len(encoded)} bytes is larger than {LARGEST}")
+    socket.send_fds(peer, [encoded], list(descriptors), socket.MSG_NOSIGNAL)
+
+
+def receive(peer: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """The next message and its descriptors (close-on-exec, now ours to close); None at the end of the stream.
+
+    Raises ProtocolError where the peer sent anything but one JSON object of at most LARGEST bytes.
+    """
+    encoded, descriptors, flags, _ = socket.recv_fds(peer, LARGEST + 1, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    if not encoded and not descriptors:
+        return None, []
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ProtocolError("a message was cut short")
+        message = json.loads(encoded)
+        if not isinstance(message, dict):
+            raise ProtocolError("a message is not an object")
+    except (ValueError, RecursionError, ProtocolError) as error:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise error if isinstance(error, ProtocolError) else ProtocolError("a message is not JSON") from None
+    return message, descriptors
