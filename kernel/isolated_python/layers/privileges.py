@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 
-from ..linux import caps, prctl
+from ..linux import caps, namespaces, prctl
 from ..policy.profile import Profile
 from .step import Descriptors, Step
 
@@ -82,6 +82,34 @@ class DieWith(Step):
 
     def execute(self, descriptors: Descriptors) -> None:
         prctl.set_parent_death_signal(self.signal)
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck(Step):
+    """Ask Linux, not ourselves, whether what the plan promised is so. Needs the listener to be in other hands."""
+
+    seccomp: bool
+    capabilities: bool
+
+    def describe(self) -> str:
+        return "check itself before the first cell runs"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        wanted = {"NoNewPrivs": "1"}
+        if self.seccomp:
+            wanted["Seccomp"] = "2"
+        if self.capabilities:
+            wanted |= dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), "0" * 16)
+        with open("/proc/self/status", encoding="ascii") as file:
+            found = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                raise OSError(0, f"{name} is {found.get(name)} and should be {value}")
+        try:
+            namespaces.unshare(namespaces.CLONE_NEWUSER)
+        except OSError:
+            return
+        raise OSError(0, "a further user namespace could be made")
 
 
 def plan(profile: Profile, *, core_pattern: str, parent_death_signal: int = 0) -> list[Step]:

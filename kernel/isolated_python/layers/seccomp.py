@@ -21,7 +21,7 @@ from ..errors import HostError, LaunchError
 from ..linux import seccomp
 from ..linux.libc import MACHINE
 from ..policy.profile import Profile
-from .filters import EVERY_BIT, KILL, NOTIFY, Table, Test
+from .filters import EVERY_BIT, KILL, NOTIFY, Match, Table
 from .filters.kernel import KERNEL
 from .filters.relay import RELAY
 from .step import Descriptors, Step
@@ -121,13 +121,13 @@ def compile(name: str, machine: str = MACHINE) -> Filter:
     filter.set_attr(pyseccomp.Attr.ACT_BADARCH, KILL)
     filter.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, 2)  # a binary tree over the numbers
     names: dict[int, str] = {}
-    for call, verdict, tests in _rules(table):
+    for call, verdict, matches in _rules(table):
         number = int(pyseccomp.resolve_syscall(arch, call))
         # -1: unknown to libseccomp. Other negative numbers: known, but not on this architecture.
         # And libseccomp refuses a rule that says what the default says.
         if number < 0 or verdict == table.default:
             continue
-        filter.add_rule_exactly(verdict, call, *(_comparison(test, pyseccomp) for test in tests))
+        filter.add_rule_exactly(verdict, call, *(_comparison(match, pyseccomp) for match in matches))
         if verdict == NOTIFY:
             names[number] = call
     return Filter(name, _export(filter), names)
@@ -154,20 +154,20 @@ def cached(name: str, folder: str, interpreter: str = sys.executable) -> Filter:
             os.close(place)
 
 
-def _rules(table: Table) -> Iterator[tuple[str, int, tuple[Test, ...]]]:
+def _rules(table: Table) -> Iterator[tuple[str, int, tuple[Match, ...]]]:
     for group in table.groups:
         for call in group.calls:
             yield call, group.verdict, ()
     for rule in table.rules:
-        yield rule.call, rule.verdict, rule.tests
+        yield rule.call, rule.verdict, rule.matches
 
 
-def _comparison(test: Test, pyseccomp: Any) -> Any:
-    if test.at_least:
-        return pyseccomp.Arg(test.argument, pyseccomp.GE, test.value)
-    if test.mask == EVERY_BIT:
-        return pyseccomp.Arg(test.argument, pyseccomp.EQ, test.value)
-    return pyseccomp.Arg(test.argument, pyseccomp.MASKED_EQ, test.mask, test.value)
+def _comparison(match: Match, pyseccomp: Any) -> Any:
+    if match.at_least:
+        return pyseccomp.Arg(match.argument, pyseccomp.GE, match.value)
+    if match.mask == EVERY_BIT:
+        return pyseccomp.Arg(match.argument, pyseccomp.EQ, match.value)
+    return pyseccomp.Arg(match.argument, pyseccomp.MASKED_EQ, match.mask, match.value)
 
 
 def _export(filter: Any) -> bytes:

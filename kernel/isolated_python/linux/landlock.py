@@ -99,7 +99,7 @@ def abi() -> int:
 
 
 def handled(version: int) -> Abi:
-    """What a kernel of this version can take away. A version newer than the table handles what the table's last does."""
+    """What a kernel of this version can take away. A newer one than the table knows is its last."""
     return ABIS[min(max(version, 0), LATEST)]
 
 

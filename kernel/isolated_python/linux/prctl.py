@@ -23,7 +23,7 @@ def set_no_new_privs() -> None:
 def set_parent_death_signal(signal: int) -> None:
     """Receive `signal` when the thread that forked us ends; 0 for none.
 
-    The kernel forgets it when the caller changes its uid, its gid or the reach of its capabilities, so it comes after those.
+    A change of uid, gid or of the reach of capabilities makes the kernel forget it, so it comes after those.
     A parent that is already gone sends nothing: whoever cares compares getppid() afterwards.
     """
     call("prctl", PR_SET_PDEATHSIG, signal, 0, 0, 0)

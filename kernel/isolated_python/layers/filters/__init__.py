@@ -33,7 +33,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Match:
     """True where `argument & mask == value`, over all 64 bits; with `at_least`, where `argument >= value`."""
 
     argument: int
@@ -48,7 +48,7 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """A verdict on a call whose arguments pass all the tests.
+    """A verdict on a call whose arguments are all matched.
 
     The rules of one call are written so that at most one holds, and one of `else` sort may stand beside them:
     libseccomp takes exact values before ranges. What no rule holds for gets the default of the table.
@@ -56,7 +56,7 @@ class When:
 
     call: str
     verdict: int
-    tests: tuple[Test, ...]
+    matches: tuple[Match, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +68,31 @@ class Table:
     rules: tuple[When, ...]
 
 
-def exactly(argument: int, value: int) -> Test:
+def exactly(argument: int, value: int) -> Match:
     """All 64 bits: Linux often reads the lower half only, so a rule that grants must not look away from the upper."""
-    return Test(argument, value)
+    return Match(argument, value)
 
 
-def otherwise(argument: int) -> Test:
+def otherwise(argument: int) -> Match:
     """Any value that no exact rule on this argument has taken."""
-    return Test(argument, 0, at_least=True)
+    return Match(argument, 0, at_least=True)
 
 
-def none_of(argument: int, bits: int) -> Test:
+def none_of(argument: int, bits: int) -> Match:
     """None of the bits is set."""
-    return Test(argument, 0, bits)
+    return Match(argument, 0, bits)
 
 
-def any_of(argument: int, bits: int) -> tuple[Test, ...]:
-    """At least one of the bits is set: one test for each bit as the highest that is, so that exactly one holds."""
-    tests = []
+def any_of(argument: int, bits: int) -> tuple[Match, ...]:
+    """At least one of the bits is set: one match for each bit as the highest that is, so that exactly one holds."""
+    matches = []
     higher = 0
     for place in reversed(range(64)):
         bit = 1 << place
         if bits & bit:
-            tests.append(Test(argument, bit, higher | bit))
+            matches.append(Match(argument, bit, higher | bit))
             higher |= bit
-    return tuple(tests)
+    return tuple(matches)
 
 
 def one_of(call: str, argument: int, values: tuple[int, ...], *, verdict: int = ALLOW) -> tuple[When, ...]:

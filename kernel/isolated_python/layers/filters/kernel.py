@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from errno import EAFNOSUPPORT, EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
 
-from . import ALLOW, NOTIFY, Group, Table, Test, When, any_of, exactly, none_of, one_of, otherwise, refuse
+from . import ALLOW, NOTIFY, Group, Match, Table, When, any_of, exactly, none_of, one_of, otherwise, refuse
 
 GRANTED = (
     Group(
@@ -233,32 +233,32 @@ def family(domain: int) -> tuple[When, ...]:
     """Streams and datagrams of one family; raw sockets are refused aloud, other types as a Linux without them does."""
     protocols = (0,) if domain == UNIX else (0, TCP, UDP)
 
-    def socket(verdict: int, *tests: Test) -> When:
-        return When("socket", verdict, (exactly(0, domain), *tests))
+    def socket(verdict: int, *matches: Match) -> When:
+        return When("socket", verdict, (exactly(0, domain), *matches))
 
     return (
         *(
-            socket(ALLOW, Test(1, kind, TYPE), exactly(2, protocol))
+            socket(ALLOW, Match(1, kind, TYPE), exactly(2, protocol))
             for kind in (STREAM, DGRAM)
             for protocol in protocols
         ),
-        *(socket(refuse(EPROTONOSUPPORT), Test(1, kind, TYPE), otherwise(2)) for kind in (STREAM, DGRAM)),
-        socket(NOTIFY, Test(1, 3, TYPE)),  # SOCK_RAW
-        socket(refuse(ESOCKTNOSUPPORT), Test(1, 0, TYPE)),
-        socket(refuse(ESOCKTNOSUPPORT), Test(1, 4, 0xC)),  # 4 to 7
-        socket(refuse(ESOCKTNOSUPPORT), Test(1, 8, 0x8)),  # 8 to 15
+        *(socket(refuse(EPROTONOSUPPORT), Match(1, kind, TYPE), otherwise(2)) for kind in (STREAM, DGRAM)),
+        socket(NOTIFY, Match(1, 3, TYPE)),  # SOCK_RAW
+        socket(refuse(ESOCKTNOSUPPORT), Match(1, 0, TYPE)),
+        socket(refuse(ESOCKTNOSUPPORT), Match(1, 4, 0xC)),  # 4 to 7
+        socket(refuse(ESOCKTNOSUPPORT), Match(1, 8, 0x8)),  # 8 to 15
     )
 
 
-def mode(call: str, argument: int, *also: Test) -> tuple[When, ...]:
+def mode(call: str, argument: int, *also: Match) -> tuple[When, ...]:
     """No set-uid or set-gid bit: a program in the workspace would lend its owner's rights to whoever starts it.
 
     The set-gid bit alone, which tar and cp copy with folders, is refused silently.
     """
     return (
         When(call, ALLOW, (*also, none_of(argument, SET_UID | SET_GID))),
-        When(call, NOTIFY, (*also, Test(argument, SET_UID, SET_UID))),
-        When(call, refuse(EPERM), (*also, Test(argument, SET_GID, SET_UID | SET_GID))),
+        When(call, NOTIFY, (*also, Match(argument, SET_UID, SET_UID))),
+        When(call, refuse(EPERM), (*also, Match(argument, SET_GID, SET_UID | SET_GID))),
     )
 
 
@@ -267,17 +267,17 @@ def opening(call: str, flags: int) -> tuple[When, ...]:
     making = any_of(flags, CREATES)
     return (
         When(call, ALLOW, (none_of(flags, CREATES),)),
-        *(rule for test in making for rule in mode(call, flags + 1, test)),
+        *(rule for made in making for rule in mode(call, flags + 1, made)),
     )
 
 
 def node(call: str, argument: int) -> tuple[When, ...]:
     """Pipes may be made; devices never, and nothing else this way."""
     return (
-        When(call, ALLOW, (Test(argument, FIFO, KIND | SET_UID | SET_GID),)),
-        When(call, NOTIFY, (Test(argument, CHARACTER, KIND),)),
-        When(call, NOTIFY, (Test(argument, BLOCK, KIND),)),
-        *(When(call, refuse(EPERM), (Test(argument, kind, KIND),)) for kind in (0, REGULAR, SOCKET)),
+        When(call, ALLOW, (Match(argument, FIFO, KIND | SET_UID | SET_GID),)),
+        When(call, NOTIFY, (Match(argument, CHARACTER, KIND),)),
+        When(call, NOTIFY, (Match(argument, BLOCK, KIND),)),
+        *(When(call, refuse(EPERM), (Match(argument, kind, KIND),)) for kind in (0, REGULAR, SOCKET)),
     )
 
 
@@ -288,11 +288,11 @@ RULES = (
     # libzmq aborts the process when its question to netlink is answered by almost anything else.
     When("socket", refuse(EOPNOTSUPP), (exactly(0, NETLINK),)),
     When("socket", refuse(EAFNOSUPPORT), (otherwise(0),)),
-    When("socketpair", ALLOW, (exactly(0, UNIX), Test(1, STREAM, TYPE), exactly(2, 0))),
-    When("socketpair", ALLOW, (exactly(0, UNIX), Test(1, DGRAM, TYPE), exactly(2, 0))),
+    When("socketpair", ALLOW, (exactly(0, UNIX), Match(1, STREAM, TYPE), exactly(2, 0))),
+    When("socketpair", ALLOW, (exactly(0, UNIX), Match(1, DGRAM, TYPE), exactly(2, 0))),
     When("socketpair", refuse(EAFNOSUPPORT), (otherwise(0),)),
     When("clone", ALLOW, (none_of(0, NAMESPACES),)),
-    *(When("clone", NOTIFY, (test,)) for test in any_of(0, NAMESPACES)),
+    *(When("clone", NOTIFY, (match,)) for match in any_of(0, NAMESPACES)),
     *mode("chmod", 1),
     *mode("fchmod", 1),
     *mode("fchmodat", 2),

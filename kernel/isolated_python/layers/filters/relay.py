@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from errno import EAFNOSUPPORT, EPERM, EPROTONOSUPPORT
 
-from . import ALLOW, KILL, Group, Table, Test, When, exactly, none_of, one_of, otherwise, refuse
+from . import ALLOW, KILL, Group, Match, Table, When, exactly, none_of, one_of, otherwise, refuse
 from .kernel import DESCRIPTOR, STREAM, TYPE, UNIX
 
 PROT_EXEC = 4
@@ -49,8 +49,8 @@ GROUPS = (
 )
 
 RULES = (
-    When("socket", ALLOW, (exactly(0, UNIX), Test(1, STREAM, TYPE), exactly(2, 0))),
-    When("socket", refuse(EPROTONOSUPPORT), (exactly(0, UNIX), Test(1, STREAM, TYPE), otherwise(2))),
+    When("socket", ALLOW, (exactly(0, UNIX), Match(1, STREAM, TYPE), exactly(2, 0))),
+    When("socket", refuse(EPROTONOSUPPORT), (exactly(0, UNIX), Match(1, STREAM, TYPE), otherwise(2))),
     When("socket", refuse(EAFNOSUPPORT), (otherwise(0),)),
     When("mmap", ALLOW, (none_of(2, PROT_EXEC),)),
     When("mprotect", ALLOW, (none_of(2, PROT_EXEC),)),
