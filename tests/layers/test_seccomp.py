@@ -1,4 +1,4 @@
-"""The system calls that are left to a kernel and to the relay: tables, what libseccomp makes of them, and Linux's word."""
+"""The system calls left to a kernel and to the relay: the tables, what libseccomp makes of them, Linux's own word."""
 
 from __future__ import annotations
 
@@ -360,7 +360,7 @@ PROGRAMS = {
     "tables": "import pandas as p; p.DataFrame({'a': range(9)}).to_csv('f.csv'); print(len(p.read_csv('f.csv')))",
     "plot": "import matplotlib as m; m.use('Agg'); import matplotlib.pyplot as p; p.plot([1, 2]); p.savefig('p.png')",
     "sqlite": "import sqlite3; c = sqlite3.connect('d.db'); c.execute('create table t(a)'); c.commit()",
-    "subprocess": "import subprocess; subprocess.run(['/bin/bash', '-c', 'set -e; ls / | wc -l; mkfifo f; echo $(id)'], check=True)",
+    "subprocess": "import subprocess as s; s.run(['/bin/bash', '-c', 'ls / | wc -l; echo $(id); mkfifo f'], check=True)",
     "threads": "import threading; t = threading.Thread(target=print, args=('x',)); t.start(); t.join()",
     "asyncio": """
 import asyncio
@@ -445,6 +445,69 @@ def test_ordinary_programs_run_and_nobody_is_told(kernel: layer.Filter, place: s
 
     assert done.returncode == 0, done.stderr
     assert [kernel.names[item.number] for item in told] == []
+
+
+# The relay's filter, from the inside.
+
+BROKER = """
+import base64, ctypes, os, select, socket, sys
+from isolated_python.linux import prctl, seccomp
+libc = ctypes.CDLL(None, use_errno=True)
+front, back = socket.socket(fileno=int(sys.argv[2])), socket.socket(fileno=int(sys.argv[3]))
+prctl.set_no_new_privs()
+seccomp.load(base64.b64decode(sys.argv[1]))
+def errno_of(act):
+    try:
+        act()
+    except OSError as error:
+        return error.errno
+refused = [
+    errno_of(lambda: open("/etc/passwd")),
+    errno_of(lambda: socket.socket(socket.AF_INET)),
+    errno_of(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
+    errno_of(lambda: os.listdir("/")),
+    errno_of(lambda: os.kill(os.getppid(), 0)),
+    errno_of(lambda: __import__("mmap").mmap(-1, 4096, prot=7)),
+]
+client, _ = front.accept()
+with select.epoll() as poll:
+    poll.register(client, select.EPOLLIN)
+    poll.poll()
+    reader, writer = os.pipe()
+    count = libc.splice(client.fileno(), None, writer, None, 1 << 16, 0)
+    libc.splice(reader, None, back.fileno(), None, count, 0)
+    socket.socket(socket.AF_UNIX).close()
+    client.sendall(repr(refused).encode())
+    client.recv(1)
+if len(sys.argv) > 4:
+    os.execv("/bin/true", ["true"])
+"""
+
+
+@pytest.mark.parametrize("then", [[], ["somebody else's code"]], ids=["ends", "is taken over"])
+def test_a_relay_moves_bytes_and_can_do_nothing_else(then: list[str]) -> None:
+    """It accepts, waits and splices; a file, a network, a signal are refused; a program ends it."""
+    filter = layer.compile("relay")
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as front, socket.socket() as listener:
+        front.bind(f"{folder}/s")
+        front.listen()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        back = socket.create_connection(listener.getsockname())
+        kernel_side, _ = listener.accept()
+        program = base64.b64encode(filter.program).decode()
+        fds = [front.fileno(), back.fileno()]
+        command = [sys.executable, "-c", BROKER, program, *map(str, fds), *then]
+        process = subprocess.Popen(command, pass_fds=fds)
+        with socket.socket(socket.AF_UNIX) as client, back, kernel_side:
+            client.settimeout(60)
+            kernel_side.settimeout(60)
+            client.connect(f"{folder}/s")
+            client.sendall(b"hello")
+            assert kernel_side.recv(9) == b"hello"
+            answers = json.loads(client.recv(999))
+        assert answers == [errno.EPERM, errno.EAFNOSUPPORT, errno.EAFNOSUPPORT, *[errno.EPERM] * 3]
+        assert process.wait(60) == (-signal.SIGSYS if then else 0)
 
 
 # Keeping and planning.
