@@ -360,7 +360,7 @@ PROGRAMS = {
     "tables": "import pandas as p; p.DataFrame({'a': range(9)}).to_csv('f.csv'); print(len(p.read_csv('f.csv')))",
     "plot": "import matplotlib as m; m.use('Agg'); import matplotlib.pyplot as p; p.plot([1, 2]); p.savefig('p.png')",
     "sqlite": "import sqlite3; c = sqlite3.connect('d.db'); c.execute('create table t(a)'); c.commit()",
-    "subprocess": "import subprocess as s; s.run(['/bin/bash', '-c', 'ls / | wc -l; echo $(id); mkfifo f'], check=True)",
+    "subprocess": "import subprocess as s; s.run(['/bin/bash', '-c', 'ls | wc -l; echo $(id); mkfifo f'], check=True)",
     "threads": "import threading; t = threading.Thread(target=print, args=('x',)); t.start(); t.join()",
     "asyncio": """
 import asyncio
