@@ -4,9 +4,9 @@ From a fork of the zygote to a confined kernel. This file is the order in which 
 We are born as process 1 of new namespaces, mapped to nobody yet. All we know comes over one channel, from the
 supervisor, who has put us into our cgroup and said who we are before it sends the first byte. Then:
 
-    steps of the first list, as process 1    see layers: identity, mounts, loopback, limits, capabilities
+    steps of the first list, as process 1    see layers: identity, mounts, loopback, limits, privileges
     fork                                     process 1 stays behind as init (init.py), outside of all that follows
-    steps of the second list, in the kernel  no_new_privs, Landlock, seccomp
+    steps of the second list, in the kernel  Landlock, seccomp
     self-check                               the kernel itself is asked whether it all holds
     the kernel program                       ipykernel in this process, or an execve of what the kernelspec names
 
@@ -26,6 +26,7 @@ from typing import Any
 from isolated_python.errors import LaunchError
 from isolated_python.launcher import init
 from isolated_python.layers import catalogue as catalogue  # so that every step is known before the sandbox closes
+from isolated_python.layers.seccomp import LISTENER
 from isolated_python.layers.step import Descriptors, Step
 from isolated_python.linux import packets
 
@@ -81,10 +82,13 @@ def _become_kernel(channel: socket.socket, order: dict[str, Any], descriptors: D
         for wire in order["kernel"]:
             _execute(wire, descriptors)
         # The listener of refused calls is all that leaves the sandbox, and it leaves before the first cell.
-        listener = descriptors.pop("refused-calls", None)
+        listener = descriptors.pop(LISTENER, None)
         packets.send(channel, {"event": "confined"}, [] if listener is None else [listener])
         if listener is not None:
             os.close(listener)
+        for wire in order["check"]:
+            _execute(wire, descriptors)
+        packets.send(channel, {"event": "running"})
         os.dup2(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), channel.fileno(), inheritable=False)
         kept = {name: descriptors[name] for name in KEPT if name in descriptors}
         _close_all_but(set(kept.values()))

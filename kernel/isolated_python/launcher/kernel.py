@@ -16,6 +16,7 @@ import zmq
 from ipykernel import heartbeat
 from ipykernel.kernelapp import IPKernelApp
 
+from isolated_python.guard import explain
 from isolated_python.layers.step import Descriptors
 
 # What a first cell would import one by one, behind the user's back. Costs nothing in a child of the zygote.
@@ -101,6 +102,7 @@ def run(order: dict[str, Any], descriptors: Descriptors) -> None:
     IsolatedKernelApp.listeners = descriptors
     app = IsolatedKernelApp.instance()
     app.initialize(sys.argv[1:])
+    explain.install(app.shell, order["granted"])
     app.start()
     # What the interpreter would do at its end; ours is the zygote's, whose stack is no place for a kernel to return to.
     threading._shutdown()  # type: ignore[attr-defined]

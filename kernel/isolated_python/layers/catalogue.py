@@ -33,11 +33,15 @@ class Plan:
     namespaces: int  # flags of clone3(2): born in these
     init: list[Step]  # by process 1
     kernel: list[Step]  # by the kernel itself, after the fork
+    check: list[Step]  # by the kernel, when the listener of refused calls is in the supervisor's hands
     notes: list[str] = field(default_factory=list)  # what was weakened, because the profile says "prefer"
 
 
-def plan(profile: Profile, host: Host, trees: tuple[str, ...] = ()) -> Plan:
-    """What this profile means on this host. Raises HostError where a required layer cannot be had."""
+def plan(profile: Profile, host: Host, trees: tuple[str, ...] = (), filter: seccomp.Filter | None = None) -> Plan:
+    """What this profile means on this host. Raises HostError where a required layer cannot be had.
+
+    `trees`: host folders that the view shows. `filter`: the compiled seccomp filter, None where there is none.
+    """
     layers, notes = profile.layers, []
 
     def on(name: str) -> bool:
@@ -73,13 +77,10 @@ def plan(profile: Profile, host: Host, trees: tuple[str, ...] = ()) -> Plan:
     init.append(identity.NoFurtherNamespaces())
     if layers.pid != "off":
         init.append(files.MaskProc())
-    if on("capabilities"):
-        init.append(privileges.DropCapabilities())
+    init += privileges.plan(profile, core_pattern=host.core_pattern)
 
-    kernel: list[Step] = [privileges.NoNewPrivileges()]
-    if on("landlock"):
-        kernel += landlock.plan(profile, host.landlock_abi)
+    kernel: list[Step] = landlock.plan(profile, host.landlock_abi) if on("landlock") else []
     if on("seccomp"):
-        kernel.append(seccomp.LoadFilter())
-    kernel.append(privileges.SelfCheck(seccomp=layers.seccomp != "off", capabilities=layers.capabilities != "off"))
-    return Plan(view.plan(trees, targets), born, init, kernel, notes)
+        kernel += seccomp.plan(profile, filter)
+    check = privileges.SelfCheck(seccomp=layers.seccomp != "off", capabilities=layers.capabilities != "off")
+    return Plan(view.plan(trees, targets), born, init, kernel, [check], notes)

@@ -27,8 +27,6 @@ class Limit(Step):
 def plan(profile: Profile) -> list[Step]:
     granted = profile.resources
     steps: list[Step] = [
-        # Where core_pattern is a pipe, 0 is ignored and 1 is not: core(5).
-        Limit("CORE", 1),
         Limit("NOFILE", granted.open_files),
         # Counted per user namespace, and part of what a flood would pin in the kernel.
         Limit("SIGPENDING", 4096),

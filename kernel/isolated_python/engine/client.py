@@ -1,0 +1,158 @@
+"""
+The server's side of the supervisor: starts it, asks it, and hears from it how kernels end.
+
+A provisioner's hooks run in whatever event loop their caller has, also in none between two calls. So one thread of our
+own listens, and every answer is a concurrent.futures.Future that any loop can wait for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from isolated_python.engine import places
+from isolated_python.engine.zygotes import ROOT
+from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
+from isolated_python.launcher.spawn import spawn
+from isolated_python.linux import packets
+
+
+@dataclass(slots=True)
+class Kernel:
+    """What the server knows of one running kernel."""
+
+    name: str
+    ended: Future[int] = field(default_factory=Future)
+    status: int | None = None  # as subprocess.Popen.returncode
+    reason: str = ""
+    words: str = ""  # the end of what it wrote to its standard streams
+
+
+class Client:
+    """One supervisor, for the life of this process or of the supervisor, whichever is shorter."""
+
+    def __init__(self) -> None:
+        self.kernels: dict[str, Kernel] = {}
+        self.alive = True
+        self.owner = os.getpid()
+        self._answers: dict[int, Future[dict[str, Any]]] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self.folder = places.private_folder()
+        self._socket, theirs = packets.pair()
+        program = f"import sys; sys.path.insert(0, {ROOT!r}); "
+        program += "from isolated_python.engine.supervisor import main; main()"
+        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+        try:
+            self.pid = spawn([sys.executable, "-I", "-S", "-c", program], environment, {3: theirs.fileno()})
+        finally:
+            theirs.close()
+        threading.Thread(target=self._listen, name="isolated-python", daemon=True).start()
+        self.hello = self.ask(
+            "hello",
+            folder=self.folder,
+            cache=places.cache_folder(),
+            audit=places.audit_file(),
+            identities=places.IDENTITIES,
+        )
+
+    def ask(self, verb: str, descriptors: list[int] | tuple[int, ...] = (), **values: Any) -> Future[dict[str, Any]]:
+        """Send a request; the future gives the answer or raises what the supervisor raised."""
+        answer: Future[dict[str, Any]] = Future()
+        with self._lock:
+            number = next(self._numbers)
+            if not self.alive:
+                answer.set_exception(LaunchError("the supervisor has ended", remedy="start the kernel again"))
+                return answer
+            self._answers[number] = answer
+            try:
+                packets.send(self._socket, {"id": number, "verb": verb, **values}, descriptors)
+            except (OSError, IsolatedPythonError) as error:
+                del self._answers[number]
+                answer.set_exception(LaunchError(f"the supervisor does not listen: {error}"))
+        return answer
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message, _ = packets.receive(self._socket)
+            except (OSError, IsolatedPythonError):
+                message = None
+            if message is None:
+                break
+            if message.get("event") == "ended":
+                self._kernel_ended(message)
+                continue
+            answer = self._answers.pop(int(message.get("id", 0)), None)
+            if answer is None:
+                continue
+            if "error" in message:
+                answer.set_exception(IsolatedPythonError.from_wire(message))
+            else:
+                answer.set_result(message)
+        self._supervisor_ended()
+
+    def _kernel_ended(self, message: dict[str, Any]) -> None:
+        kernel = self.kernels.pop(str(message["kernel"]), None)
+        if kernel is not None:
+            kernel.status, kernel.reason, kernel.words = message["status"], message["reason"], message["words"]
+            kernel.ended.set_result(message["status"])
+
+    def _supervisor_ended(self) -> None:
+        """Every kernel has gone with it. Its folder cannot be removed by itself any more, if it was killed."""
+        with self._lock:
+            self.alive = False
+            answers, self._answers = self._answers, {}
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass
+        self._socket.close()
+        for answer in answers.values():
+            answer.set_exception(HostError("the supervisor ended; the server's log says why"))
+        for kernel in [*self.kernels.values()]:
+            reason = "the supervisor ended, and every kernel with it"
+            self._kernel_ended({"kernel": kernel.name, "status": -9, "reason": reason, "words": ""})
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if _current is self and not sys.is_finalizing():
+            replace(self)
+
+
+_current: Client | None = None
+_guard = threading.Lock()
+
+
+def current() -> Client:
+    """The supervisor of this process; started if there is none, or if the last one has ended."""
+    global _current
+    with _guard:
+        if _current is None or not _current.alive or _current.owner != os.getpid():
+            _current = Client()
+        return _current
+
+
+def replace(ended: Client) -> None:
+    """A supervisor that was killed leaves empty cgroups; its successor sweeps them up as it starts."""
+    global _current
+    with _guard:
+        if _current is ended and ended.kernels is not None:
+            _current = Client()
+
+
+def _after_fork() -> None:
+    """The child of a server is no server: its copy of the lifeline must not keep the supervisor alive."""
+    global _current, _guard
+    _guard = threading.Lock()
+    if _current is not None:
+        os.close(_current._socket.detach())
+        _current.alive = False
+        _current = None
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,66 @@
+"""Starting zygotes: one per interpreter, view and list of preloads; none of them has a right or sees a secret."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+
+from isolated_python.launcher.spawn import spawn
+from isolated_python.layers.step import Step
+from isolated_python.linux import caps, namespaces, packets
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the folder of our package
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What must be equal for two kernels to come from one zygote."""
+
+    interpreter: str
+    flags: tuple[str, ...]
+    userbase: str
+    trees: tuple[str, ...]  # what the view shows of the host, beside the system
+    places: tuple[str, ...]  # mount points for further grants
+    preload: tuple[str, ...]  # empty: a zygote that executes other programs
+    network: bool  # whether it may keep the host's network, because the profile has switched the layer off
+
+
+@dataclass(slots=True)
+class Zygote:
+    kind: Kind
+    pid: int
+    control: socket.socket
+    ready: bool = False
+
+
+def start(kind: Kind, view: list[Step], uid: int | None) -> Zygote:
+    """Start a zygote that runs as `uid` (None: as who we are) in the view."""
+    ours, theirs = packets.pair()
+
+    def before() -> None:
+        flags = namespaces.CLONE_NEWNS | namespaces.CLONE_NEWIPC
+        namespaces.unshare(flags | (0 if kind.network else namespaces.CLONE_NEWNET))
+        for step in view:
+            step.execute({})
+        if uid is not None:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        caps.drop_all()
+
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/home/user"}
+    if kind.userbase:
+        environment["PYTHONUSERBASE"] = kind.userbase
+    program = f"import sys; sys.path.insert(0, {ROOT!r}) if {ROOT!r} not in sys.path else None; "
+    program += "from isolated_python.launcher.zygote import main; main()"
+    argv = [kind.interpreter, *kind.flags, "-c", program, *kind.preload]
+    pid = spawn(argv, environment, {3: theirs.fileno()}, before)
+    theirs.close()
+    return Zygote(kind, pid, ours)
+
+
+def own_interpreter(network: bool, trees: tuple[str, ...], places: tuple[str, ...]) -> Kind:
+    """The zygote that only executes: it needs the standard library and our own package, no environment."""
+    return Kind(sys.executable, ("-I", "-S"), "", trees, places, (), network)

@@ -1,0 +1,293 @@
+"""
+jupyter_client's hooks, turned into the engine's verbs. What a kernel may do is decided elsewhere; here is who asks.
+
+Runs:     in the Jupyter server, or whatever else starts kernels
+Trusts:   the server
+Imports:  errors, policy, engine
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from typing import Any
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning import KernelProvisionerBase
+from traitlets import Dict, Unicode
+
+from isolated_python.engine import client, interpreters
+from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
+from isolated_python.policy import sources
+from isolated_python.policy.profile import Profile
+
+INSIDE = "/workspace"
+RUNTIME = "/home/user/.local/share/jupyter/runtime"
+
+# The variables of the server's environment that a kernel may have. Its tokens are not among them.
+ENVIRONMENT = (
+    "LANG LANGUAGE LC_ALL LC_COLLATE LC_CTYPE LC_MESSAGES LC_MONETARY LC_NUMERIC LC_TIME TZ TERM COLORTERM "
+    "MPLBACKEND PYTHONHASHSEED PYTHONUTF8 PYTHONDONTWRITEBYTECODE IPYTHONDIR_NONE"
+).split()
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+
+
+class IsolatedProvisioner(KernelProvisionerBase):
+    """Starts each kernel in a sandbox of its own."""
+
+    profile = Unicode("standard", help="The profile that says what a kernel is granted.").tag(config=True)
+    overrides = Dict(help="What to change in the profile, in the tables of its file.").tag(config=True)
+
+    _kernel: client.Kernel | None = None
+    _client: client.Client | None = None
+    _cwd = ""
+    _name = ""
+    _prefix = ""
+    pid: int | None = None
+
+    # ---- before the start ------------------------------------------------------------------------------------------
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Say where the kernel's sockets will be, and keep the rest for the launch."""
+        manager = self.parent
+        if not sys.platform.startswith("linux"):
+            raise LaunchError("Isolated Python needs Linux", remedy="choose another kernel on this machine")
+        encryption = kwargs.pop("transport_encryption", getattr(manager, "transport_encryption", "disabled"))
+        if encryption == "required":
+            raise LaunchError(
+                "transport_encryption is required, and these kernels have no network transport to encrypt",
+                remedy="leave it at auto: the sockets lie in a folder that only this user can enter",
+            )
+        extra = kwargs.pop("extra_arguments", [])
+        self._client = await _off_loop(client.current)
+        await asyncio.wrap_future(self._client.hello)
+        if not self._name or not self._prefix.startswith(self._client.folder):
+            self._name = self.kernel_id or secrets.token_hex(16)
+            self._prefix = f"{self._client.folder}/clients/{secrets.token_hex(4)}"
+        if manager is not None:
+            manager.transport, manager.ip, manager.cache_ports = "ipc", self._prefix, False
+            for number, channel in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1):
+                setattr(manager, f"{channel}_port", number)
+            session = kwargs.get("env", {}).get("JPY_SESSION_NAME", "")
+            manager.write_connection_file(jupyter_session=session)
+            self.connection_info = dict(manager.get_connection_info())
+            command = manager.format_kernel_cmd(extra_arguments=extra)
+        else:
+            command = self.kernel_spec.argv + extra
+        return await super().pre_launch(cmd=command, **kwargs)
+
+    # ---- the start -------------------------------------------------------------------------------------------------
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Start the kernel; returns when its sockets listen. Raises IsolatedPythonError with one sentence."""
+        opened: list[int] = []
+        try:
+            return await self._launch(cmd, kwargs, opened)
+        except IsolatedPythonError as error:
+            self.log.error("Isolated Python: %s", error)
+            await self._undo()
+            raise
+        except BaseException:
+            await self._undo()
+            raise
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+
+    async def _launch(self, cmd: list[str], kwargs: dict[str, Any], opened: list[int]) -> KernelConnectionInfo:
+        assert self._client is not None
+        resolved = sources.load(self.profile, [("the configuration", self.overrides)] if self.overrides else [])
+        profile = resolved.profile
+        for note in resolved.notes:
+            self.log.warning("Isolated Python: %s", note)
+        ours = interpreters.is_ours(cmd)
+        trees = interpreters.own_trees() if ours else interpreters.trees_of(cmd[0])
+        streams = {name: _descriptor(kwargs.get(name), opened) for name in ("stdin", "stdout", "stderr")}
+        self._cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
+        given = [number for number in streams.values() if number is not None]
+        given += _workspace(self._cwd, profile, explicit=bool(kwargs.get("cwd")), opened=opened)
+        ports = [secrets.randbelow(20_000) + 20_000]
+        ports = [ports[0] + number for number in range(5)]
+        answer = await asyncio.wrap_future(
+            self._client.ask(
+                "start",
+                given,
+                kernel=self._name,
+                profile=profile.to_wire(),
+                trees=trees,
+                interpreter=interpreters.own_interpreter(),
+                argv=None if ours else self._inside(cmd),
+                arguments=interpreters.arguments(cmd) if ours else [],
+                cwd=INSIDE,
+                connection=self._connection(ours, ports),
+                environment=self._environment(kwargs.get("env") or {}, profile, cmd[0]),
+                key=self._key(),
+                streams={name: number is not None for name, number in streams.items()},
+                sockets=os.path.basename(self._prefix),
+                ports=ports,
+            )
+        )
+        self.pid = answer["pid"]
+        self._kernel = client.Kernel(self._name)
+        self._client.kernels[self._name] = self._kernel
+        for note in answer["notes"]:
+            self.log.warning("Isolated Python: weakened, as the profile %s allows: %s", profile.name, note)
+        return self.connection_info
+
+    def _key(self) -> str:
+        key = self.connection_info.get("key", b"")
+        return key.decode() if isinstance(key, bytes) else str(key)
+
+    def _connection(self, ours: bool, ports: list[int]) -> tuple[str, str]:
+        """The connection file as the kernel sees it: nothing in it names a path or a port of the host."""
+        import json
+
+        channels = ("shell", "iopub", "stdin", "control", "hb")
+        where: dict[str, Any] = {"transport": "ipc", "ip": "/run/kernel"} if ours else {"transport": "tcp", "ip": "127.0.0.1"}
+        numbers = range(1, 6) if ours else ports
+        where |= {f"{channel}_port": number for channel, number in zip(channels, numbers, strict=True)}
+        where |= {"key": self._key(), "signature_scheme": "hmac-sha256", "kernel_name": self.kernel_spec.display_name}
+        return f"{RUNTIME}/kernel-{self._name[:64]}.json", json.dumps(where)
+
+    def _inside(self, cmd: list[str]) -> list[str]:
+        """The kernelspec's command, with its connection file where the kernel will find it."""
+        outside = str(getattr(self.parent, "connection_file", "") or "")
+        inside = f"{RUNTIME}/kernel-{self._name[:64]}.json"
+        return [word.replace(outside, inside) if outside else word for word in cmd]
+
+    def _environment(self, given: dict[str, str], profile: Profile, program: str) -> dict[str, str]:
+        allowed = {*ENVIRONMENT, *(self.kernel_spec.env or {})}
+        environment = {name: value for name, value in given.items() if name in allowed}
+        folders = dict.fromkeys((os.path.dirname(program) if os.path.isabs(program) else "", os.path.dirname(sys.executable)))
+        environment["PATH"] = ":".join(filter(None, (*folders, "/usr/local/bin", "/usr/bin", "/bin")))
+        environment |= {"HOME": "/home/user", "USER": "user", "LOGNAME": "user", "SHELL": "/bin/sh", "JPY_PARENT_PID": "1"}
+        environment |= {"JUPYTER_RUNTIME_DIR": RUNTIME, "TMPDIR": "/tmp", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # noqa: S108
+        environment.setdefault("LANG", "C.UTF-8")
+        if sys.prefix != sys.base_prefix:
+            environment["VIRTUAL_ENV"] = sys.prefix
+        session = given.get("JPY_SESSION_NAME")
+        if session:
+            environment["JPY_SESSION_NAME"] = f"{INSIDE}/{os.path.basename(session)}"
+        cores = profile.resources.cpu
+        if cores is not None:
+            environment |= dict.fromkeys(THREADS, str(max(1, round(cores))))
+        return environment
+
+    # ---- its life --------------------------------------------------------------------------------------------------
+
+    @property
+    def has_process(self) -> bool:
+        return self._kernel is not None
+
+    async def poll(self) -> int | None:
+        return 0 if self._kernel is None else self._kernel.status
+
+    async def wait(self) -> int | None:
+        kernel = self._kernel
+        if kernel is None:
+            return 0
+        status = await asyncio.wrap_future(kernel.ended)
+        if kernel.reason and self.parent is not None:
+            self.log.warning("Isolated Python: %s", kernel.reason)
+        self._kernel = None
+        return status
+
+    async def send_signal(self, signum: int) -> None:
+        """To the kernel and its process group, as the local provisioner does; nothing where it has gone."""
+        if self._kernel is not None and self._kernel.status is None and self._client is not None and signum:
+            await asyncio.wrap_future(self._client.ask("signal", kernel=self._name, signal=int(signum)))
+
+    async def kill(self, restart: bool = False) -> None:
+        kernel = self._kernel
+        if kernel is not None:
+            await self.send_signal(signal.SIGKILL)
+            await asyncio.wrap_future(kernel.ended)
+
+    async def terminate(self, restart: bool = False) -> None:
+        await self.send_signal(signal.SIGTERM)
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """The kernel has been asked to go. Wait here for its end: the manager would look only every 0.1 s."""
+        if self._kernel is not None:
+            ended = asyncio.shield(asyncio.wrap_future(self._kernel.ended))
+            await asyncio.wait([ended], timeout=self.get_shutdown_wait_time(5.0) / 2)
+
+    async def cleanup(self, restart: bool = False) -> None:
+        if not restart:
+            await self._undo()
+
+    async def _undo(self) -> None:
+        """Nothing of this kernel stays. Also after a failed start, for which jupyter_client calls no cleanup."""
+        if self._client is not None and self._name:
+            try:
+                await asyncio.wrap_future(self._client.ask("forget", kernel=self._name))
+            except IsolatedPythonError:
+                pass
+
+    def __del__(self) -> None:
+        # After a fifth failed autorestart the server forgets a kernel without a cleanup.
+        if self._client is not None and self._name and self._client.alive:
+            self._client.ask("forget", kernel=self._name)
+
+    def resolve_path(self, path_str: str) -> str | None:
+        """The host path of a file that the kernel sees in its workspace; None for everything else."""
+        path = os.path.normpath(os.path.join(INSIDE, path_str))
+        if path != INSIDE and not path.startswith(INSIDE + "/"):
+            return None
+        outside = os.path.normpath(self._cwd + path[len(INSIDE) :])
+        return outside if os.path.lexists(outside) else None
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = await super().get_provisioner_info()
+        return info | {"pid": self.pid, "name": self._name, "prefix": self._prefix, "cwd": self._cwd}
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """A kernel ends with its server, so what is loaded serves to name it, not to adopt it."""
+        await super().load_provisioner_info(provisioner_info)
+        self.pid, self._name = provisioner_info["pid"], provisioner_info["name"]
+        self._prefix, self._cwd = provisioner_info["prefix"], provisioner_info["cwd"]
+
+
+async def _off_loop(function: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, function)
+
+
+def _descriptor(stream: Any, opened: list[int]) -> int | None:
+    """What subprocess.Popen would make of a stream argument, as far as a sandbox can have it."""
+    import subprocess
+
+    if stream is None or stream == subprocess.PIPE:
+        return None  # a pipe of the supervisor's, whose end is kept for the log
+    if stream == subprocess.DEVNULL:
+        opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        return opened[-1]
+    number = stream if isinstance(stream, int) else stream.fileno()
+    return None if number < 0 else int(number)
+
+
+def _workspace(cwd: str, profile: Profile, *, explicit: bool, opened: list[int]) -> list[int]:
+    """Open, once, the folders that the profile grants. Raises ProfileError or LaunchError with one sentence."""
+    given = []
+    if profile.files.workspace != "none":
+        given.append(_open_folder(cwd, "the workspace", opened))
+        home = os.path.realpath(os.path.expanduser("~"))
+        real = os.readlink(f"/proc/self/fd/{given[0]}")
+        if explicit and profile.files.workspace == "read-write" and (home + "/").startswith(real.rstrip("/") + "/"):
+            raise ProfileError(
+                f"the notebook lies in {real!r}, and a kernel must not write to a whole home folder with its dotfiles",
+                remedy='move it into a folder of its own or write workspace = "read-only" in the profile',
+            )
+    for grant in profile.files.mounts:
+        given.append(_open_folder(grant.source, "a granted folder", opened))
+    return given
+
+
+def _open_folder(path: str, what: str, opened: list[int]) -> int:
+    try:
+        opened.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        raise LaunchError(f"{what} {path!r} cannot be opened: {error.strerror}") from error
+    return opened[-1]
