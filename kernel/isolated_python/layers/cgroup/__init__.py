@@ -1,0 +1,36 @@
+"""
+The cgroup: what a kernel and everything it starts may use together, and the end of all of it at once.
+
+Runs:     in the supervisor; systemd.py in the Jupyter server
+Trusts:   the kernel's cgroup files
+Imports:  errors, linux, policy
+
+v1.py and v2.py are of one shape: Hierarchy → Parent (one supervisor) → Group (one kernel).
+The choice is made here, once.
+"""
+
+from __future__ import annotations
+
+import os
+
+from isolated_python.errors import HostError
+from isolated_python.linux import cgroups
+
+from . import v1, v2
+from .files import Events, Usage, name_for
+
+Hierarchy = v1.Hierarchy | v2.Hierarchy
+Parent = v1.Parent | v2.Parent
+Group = v1.Group | v2.Group
+
+__all__ = ["Events", "Group", "Hierarchy", "Parent", "Usage", "choose", "name_for"]
+
+
+def choose(own: cgroups.Own | None = None) -> Hierarchy:
+    """The hierarchy that this process may use. Raises HostError with cause and remedy where there is none."""
+    found = cgroups.find(own if own is not None else cgroups.own(), root=os.geteuid() == 0)
+    if found.version == "v2":
+        return v2.Hierarchy(found.folders[0][1])
+    if found.version == "v1":
+        return v1.Hierarchy(found.folders)
+    raise HostError(found.cause, remedy=found.remedy)

@@ -1,0 +1,220 @@
+"""
+Cgroup v1, and the v1 half of a hybrid host: one folder per controller, for root only.
+
+Source: Documentation/admin-guide/cgroup-v1/, kernel/cgroup/legacy_freezer.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from functools import partial
+
+from isolated_python.errors import HostError, RequestError
+from isolated_python.policy.profile import Resources
+
+from . import files
+from .files import Events, Usage
+
+FIRST = "memory"  # attached first: while it waits for its grace period, nothing can be used up yet
+SHARES = 1024  # cpu.shares of an ordinary group, which is weight 100
+FROZEN, THAWED = "FROZEN", "THAWED"
+
+
+class Hierarchy:
+    """Our own group in each controller."""
+
+    version = "v1"
+
+    def __init__(self, folders: tuple[tuple[str, str], ...]) -> None:
+        self.folders = dict(folders)
+
+    def open(self, name: str) -> Parent:
+        """Make the parent group of one supervisor. Raises HostError where the host refuses it."""
+        try:
+            for folder in self._distinct():
+                files.make(f"{folder}/{name}")
+            return Parent(self.folders, name)
+        except (OSError, HostError):
+            self._remove(name)
+            raise
+
+    def sweep(self) -> list[str]:
+        """Remove what supervisors that are gone have left, their kernels included; the names of it."""
+        names = {name for folder in self._distinct() for name in files.children(folder) if files.is_dead(name)}
+        return [name for name in sorted(names) if self._remove(name)]
+
+    def _remove(self, name: str) -> bool:
+        parents = [f"{folder}/{name}" for folder in self._distinct()]
+        groups = {group for parent in parents for group in files.children(parent)}
+        held = [f"{parent}/{group}/cgroup.procs" for parent in parents for group in groups]
+        # A process that has no pid here belongs to another pid namespace, and so may its supervisor.
+        if any(0 in files.processes(procs) for procs in held):
+            return False
+        for procs in held:
+            files.kill(procs)
+        for group in groups:
+            with contextlib.suppress(FileNotFoundError):
+                files.write(f"{self.folders['freezer']}/{name}/{group}/freezer.state", THAWED)
+        for parent in parents:
+            for group in groups:
+                files.remove(f"{parent}/{group}", partial(files.wait_for_deaths, f"{parent}/{group}/cgroup.procs"))
+            files.remove(parent, partial(files.wait_for_deaths, f"{parent}/cgroup.procs"))
+        return True
+
+    def _distinct(self) -> list[str]:
+        """Controllers that are mounted together share a folder."""
+        return list(dict.fromkeys(self.folders.values()))
+
+
+class Parent:
+    """The group above all kernels of one supervisor."""
+
+    def __init__(self, folders: dict[str, str], name: str) -> None:
+        self.folders = {controller: f"{folder}/{name}" for controller, folder in folders.items()}
+        self._hierarchy = folders
+        self.name = name
+        paths = dict.fromkeys([self.folders[FIRST], *self.folders.values()])
+        self._open = {path: os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in paths}
+
+    def group(self, id: str, resources: Resources) -> Group:
+        """Make the group of one kernel, its limits set. Raises HostError; ValueError where `id` is no name."""
+        made: list[str] = []
+        try:
+            for folder in dict.fromkeys(self.folders.values()):
+                files.make(f"{folder}/{files.check_id(id)}")
+                made.append(f"{folder}/{id}")
+            group = Group(self, id)
+            group.limit(resources)
+        except BaseException:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+            raise
+        return group
+
+    def attach(self, id: str, pid: int) -> None:
+        for descriptor in self._open.values():
+            files.write(f"{id}/cgroup.procs", str(pid), folder=descriptor)
+
+    def close(self) -> None:
+        """Kill what is left and remove everything."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open = {}
+        Hierarchy(tuple(self._hierarchy.items()))._remove(self.name)
+
+
+class Group:
+    """The group of one kernel."""
+
+    descriptor: int | None = None  # CLONE_INTO_CGROUP is for v2
+
+    def __init__(self, parent: Parent, id: str) -> None:
+        self._parent = parent
+        self.id = id
+        self._folders = {controller: f"{folder}/{id}" for controller, folder in parent.folders.items()}
+        self._procs = f"{self._folders['freezer']}/cgroup.procs"
+        # The limit that is met first, with swap or without, is the one that counts.
+        both = [f"{self._folders['memory']}/memory{kind}.failcnt" for kind in ("", ".memsw")]
+        self._counters = [path for path in both if os.path.exists(path)]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._folders.values()))
+
+    def attach(self, pid: int) -> None:
+        """Put a process in, with its threads and all children to come. The first one waits 10 ms for the kernel.
+
+        Raises ProcessLookupError when it is gone.
+        """
+        self._parent.attach(self.id, pid)
+
+    def usage(self) -> Usage:
+        memory, pids, cpuacct = (self._folders[name] for name in ("memory", "pids", "cpuacct"))
+        return Usage(
+            memory=files.number(f"{memory}/memory.usage_in_bytes"),
+            memory_peak=files.number(f"{memory}/memory.max_usage_in_bytes"),
+            cpu_seconds=files.number(f"{cpuacct}/cpuacct.usage") / 1e9,
+            processes=files.number(f"{pids}/pids.current"),
+        )
+
+    def events(self) -> Events:
+        memory, pids = self._folders["memory"], self._folders["pids"]
+        kills = files.keys(f"{memory}/memory.oom_control").get("oom_kill", 0)  # linux 4.13
+        return Events(
+            oom_kills=kills,
+            # Some kernels no longer count failures, but a killing is always one.
+            oom_failures=max(kills, *(files.number(path) for path in self._counters)),
+            processes_refused=files.keys(f"{pids}/pids.events").get("max", 0),
+        )
+
+    def processes(self) -> list[int]:
+        return files.processes(self._procs)
+
+    def kill(self) -> None:
+        """Send SIGKILL to everything inside. Frozen meanwhile, so that nothing can fork itself out of the list."""
+        state = f"{self._folders['freezer']}/freezer.state"
+        try:
+            files.write(state, FROZEN)
+            try:
+                files.kill(self._procs)
+            finally:
+                # In v1 the frozen die only when they are thawed.
+                files.write(state, THAWED)
+        except FileNotFoundError:
+            return
+        # Freezing is a request: what forked before it was heard is in the list by now.
+        files.kill(self._procs)
+
+    def update(self, resources: Resources) -> None:
+        """Set other limits, at once. Raises RequestError where memory is in use beyond the new limit."""
+        self.limit(resources)
+
+    def weight(self, weight: int) -> None:
+        """The share of the cpu when others want it too: 1 to 10000, 100 for an ordinary group."""
+        files.write(f"{self._folders['cpu']}/cpu.shares", str(max(2, weight * SHARES // 100)))
+
+    def limit(self, resources: Resources) -> None:
+        self._limit_memory(resources.memory)
+        files.write(f"{self._folders['pids']}/pids.max", files.unlimited(resources.processes))
+        self._limit_cpu(resources.cpu)
+
+    def _limit_memory(self, limit: int | None) -> None:
+        memory = self._folders["memory"]
+        # Memory and memory with swap get the same limit: no swap. The second may never be below the first,
+        # so what grows begins with the second.
+        both = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+        if not os.path.exists(f"{memory}/{both[1]}"):  # swap is not accounted here: ask for none
+            files.write(f"{memory}/memory.swappiness", "0")
+            both = both[:1]
+        elif limit is None or limit > files.number(f"{memory}/{both[0]}"):
+            both.reverse()
+        try:
+            for name in both:
+                files.write(f"{memory}/{name}", files.unlimited(limit, "-1"))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            used = files.number(f"{memory}/memory.usage_in_bytes")
+            raise RequestError(
+                f"{used} bytes of memory are in use, more than the new limit of {limit}",
+                remedy="let go of some memory or restart the kernel first",
+            ) from error
+
+    def _limit_cpu(self, cores: float | None) -> None:
+        cpu = self._folders["cpu"]
+        if not os.path.exists(f"{cpu}/cpu.cfs_quota_us"):
+            if cores is None:
+                return
+            raise HostError(
+                "this kernel cannot limit the cpu (CONFIG_CFS_BANDWIDTH)", remedy="leave cpu out of the profile"
+            )
+        files.write(f"{cpu}/cpu.cfs_period_us", str(files.PERIOD))
+        files.write(f"{cpu}/cpu.cfs_quota_us", "-1" if cores is None else str(round(cores * files.PERIOD)))
+
+    def remove(self, patience: float = files.PATIENCE) -> None:
+        """Remove it when its last process is gone; waits for that, at most `patience` seconds. Raises OSError EBUSY."""
+        for path in self.paths:
+            files.remove(path, partial(files.wait_for_deaths, f"{path}/cgroup.procs"), patience)
