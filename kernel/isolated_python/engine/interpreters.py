@@ -40,7 +40,7 @@ def arguments(cmd: list[str]) -> list[str]:
 def own_interpreter() -> tuple[str, list[str], str]:
     """The interpreter, its options and its user base: a zygote imports what the server would."""
     user = bool(site.ENABLE_USER_SITE)
-    return sys.executable, ["-P"] if user else ["-P", "-s"], site.getuserbase() if user else ""
+    return sys.executable, ["-P", "-Xfrozen_modules=off", *([] if user else ["-s"])], site.getuserbase() if user else ""
 
 
 @functools.cache

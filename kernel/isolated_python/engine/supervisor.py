@@ -27,7 +27,6 @@ from isolated_python.launcher.spawn import spawn
 from isolated_python.layers import cgroup, seccomp
 from isolated_python.layers.catalogue import Plan, plan
 from isolated_python.layers.identity import USER
-from isolated_python.linux import caps as caps
 from isolated_python.linux import host as host_facts
 from isolated_python.linux import mount, namespaces, packets, prctl
 from isolated_python.linux import seccomp as notifications
@@ -110,7 +109,7 @@ class Supervisor:
             self.identities = Identities(os.path.join(request["identities"], "lock"))
         else:
             self._own_user_namespace()
-        mount.make_private()
+        mount.make_slave()
         prctl.set_child_subreaper()
         for name in ("clients", "kernels"):
             os.makedirs(f"{self.folder}/{name}", mode=0o700)

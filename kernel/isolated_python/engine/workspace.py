@@ -11,12 +11,33 @@ from isolated_python.linux import mount, namespaces
 SAFE = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
 
 
+def _here(folder: int) -> int:
+    """The same folder in our mount namespace: a descriptor of the server's refers to a mount of the server's.
+
+    The path is the kernel's own, without links; should somebody swap a part of it now, the inode tells.
+    """
+    path = os.readlink(f"/proc/self/fd/{folder}")
+    wanted = os.fstat(folder)
+    try:
+        found = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise LaunchError(f"the folder {path!r} cannot be opened: {error.strerror}") from error
+    if (os.fstat(found).st_dev, os.fstat(found).st_ino) != (wanted.st_dev, wanted.st_ino):
+        os.close(found)
+        raise LaunchError(f"the folder {path!r} was replaced while a kernel was being started in it")
+    return found
+
+
 def detached(folder: int, *, writable: bool, uid: int | None) -> int:
     """A mount of the open `folder`. With `uid`, what the folder's owner owns on disk belongs to `uid` in the mount.
 
     Raises LaunchError where the file system cannot translate owners.
     """
-    tree = mount.clone_tree(folder)
+    here = _here(folder)
+    try:
+        tree = mount.clone_tree(here)
+    finally:
+        os.close(here)
     try:
         mount.set_attributes(tree, SAFE | (0 if writable else mount.MOUNT_ATTR_RDONLY))
         if uid is not None:

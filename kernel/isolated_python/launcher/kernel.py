@@ -33,7 +33,6 @@ AHEAD = (
     "ipykernel.ipkernel",
     "ipykernel.zmqshell",
     "jedi",
-    "matplotlib_inline.backend_inline",
     "sqlite3",
 )
 
@@ -84,8 +83,8 @@ def prepare() -> None:
     for name in AHEAD:
         try:
             importlib.import_module(name)
-        except ImportError:
-            pass
+        except Exception as error:  # a head start, not a promise
+            print(f"importing {name} ahead failed: {error}", file=sys.stderr)
 
 
 def run(order: dict[str, Any], descriptors: Descriptors) -> None:

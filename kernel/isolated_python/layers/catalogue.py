@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from isolated_python.errors import HostError
 from isolated_python.layers import files, identity, landlock, limits, loopback, privileges, seccomp, view
 from isolated_python.layers.step import Descriptors, Step
 from isolated_python.linux import namespaces
-from isolated_python.linux.host import Host
 from isolated_python.policy.profile import Profile
+
+if TYPE_CHECKING:
+    from isolated_python.linux.host import Host
 
 
 @dataclass(frozen=True, slots=True)

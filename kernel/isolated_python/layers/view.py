@@ -58,6 +58,7 @@ class BuildRoot(Step):
         return f"see a root of its own: the system's programs and {', '.join(self.trees) or 'nothing more'}, read-only"
 
     def execute(self, descriptors: Descriptors) -> None:
+        os.umask(0o022)  # others, whose root this is, must find their way
         mount.make_private()
         # Everything is opened before the stage hides what lies beneath it.
         trees = {path: _detached(path) for path in shown(self.trees)}
@@ -94,6 +95,8 @@ class BuildRoot(Step):
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         mount.set_attributes(root, READ_ONLY)
         os.close(root)
+        # For what is imported ahead; every sandbox puts its own over it.
+        mount.mount("tmpfs", "/tmp", "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=1777,size=64m")
 
 
 def plan(trees: tuple[str, ...], places: tuple[str, ...]) -> list[Step]:

@@ -40,6 +40,11 @@ def make_private() -> None:
     mount("none", "/", "", MS_REC | MS_PRIVATE)
 
 
+def make_slave() -> None:
+    """Hear of what the host mounts later, and let it hear nothing of ours. mount_namespaces(7)"""
+    mount("none", "/", "", MS_REC | MS_SLAVE)
+
+
 def clone_tree(descriptor: int, *, recursive: bool = False) -> int:
     """A detached copy of the mount beneath an open folder or file; closed with its descriptor if put nowhere."""
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
