@@ -11,10 +11,8 @@ The choice is made here, once.
 
 from __future__ import annotations
 
-import os
-
 from isolated_python.errors import HostError
-from isolated_python.linux import cgroups
+from isolated_python.linux import cgroups, host
 
 from . import v1, v2
 from .files import Events, Usage, name_for
@@ -23,14 +21,22 @@ Hierarchy = v1.Hierarchy | v2.Hierarchy
 Parent = v1.Parent | v2.Parent
 Group = v1.Group | v2.Group
 
-__all__ = ["Events", "Group", "Hierarchy", "Parent", "Usage", "choose", "name_for"]
+__all__ = ["Events", "Group", "Hierarchy", "Parent", "Usage", "choose", "name_for", "sweep"]
 
 
 def choose(own: cgroups.Own | None = None) -> Hierarchy:
     """The hierarchy that this process may use. Raises HostError with cause and remedy where there is none."""
-    found = cgroups.find(own if own is not None else cgroups.own(), root=os.geteuid() == 0)
+    found = cgroups.find(own if own is not None else cgroups.own(), root=host.privileged())
     if found.version == "v2":
         return v2.Hierarchy(found.folders[0][1])
     if found.version == "v1":
         return v1.Hierarchy(found.folders)
     raise HostError(found.cause, remedy=found.remedy)
+
+
+def sweep() -> list[str]:
+    """Remove what dead supervisors have left where we may; the names of it. Never raises for want of a hierarchy."""
+    try:
+        return choose().sweep()
+    except HostError:
+        return []

@@ -185,3 +185,13 @@ def swap_is_on() -> bool:
 
 def unlimited(value: int | None, word: str = "max") -> str:
     return word if value is None else str(value)
+
+
+def swept(names: list[str], remove: Callable[[str], bool]) -> list[str]:
+    """The names that could be removed. What clings to life is left to the next sweep: it must not keep us from work."""
+    removed = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            if remove(name):
+                removed.append(name)
+    return removed

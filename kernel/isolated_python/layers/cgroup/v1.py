@@ -30,8 +30,9 @@ class Hierarchy:
     def __init__(self, folders: tuple[tuple[str, str], ...]) -> None:
         self.folders = dict(folders)
 
-    def open(self, name: str) -> Parent:
-        """Make the parent group of one supervisor. Raises HostError where the host refuses it."""
+    def open(self, name: str = "") -> Parent:
+        """Make the parent group of one supervisor, by default this process. Raises HostError where the host refuses."""
+        name = name or files.name_for(os.getpid())
         try:
             for folder in self._distinct():
                 files.make(f"{folder}/{name}")
@@ -43,7 +44,7 @@ class Hierarchy:
     def sweep(self) -> list[str]:
         """Remove what supervisors that are gone have left, their kernels included; the names of it."""
         names = {name for folder in self._distinct() for name in files.children(folder) if files.is_dead(name)}
-        return [name for name in sorted(names) if self._remove(name)]
+        return files.swept(sorted(names), self._remove)
 
     def _remove(self, name: str) -> bool:
         parents = [f"{folder}/{name}" for folder in self._distinct()]

@@ -32,8 +32,9 @@ class Hierarchy:
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def open(self, name: str) -> Parent:
-        """Make the parent group of one supervisor. Raises HostError where the host refuses it."""
+    def open(self, name: str = "") -> Parent:
+        """Make the parent group of one supervisor, by default this process. Raises HostError where the host refuses."""
+        name = name or files.name_for(os.getpid())
         folder = f"{self.folder}/{name}"
         try:
             self._hand_down()
@@ -55,7 +56,7 @@ class Hierarchy:
     def sweep(self) -> list[str]:
         """Remove what supervisors that are gone have left, their kernels included; the names of it."""
         names = [name for name in files.children(self.folder) if files.is_dead(name)]
-        return [name for name in names if self._remove(name)]
+        return files.swept(names, self._remove)
 
     def _hand_down(self) -> None:
         """Let groups below ours have controllers, for which every process of ours moves into a leaf first."""

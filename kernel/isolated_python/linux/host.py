@@ -1,0 +1,328 @@
+"""
+What this machine can do, asked of the kernel itself and not guessed from its version.
+
+Everything is tried once, in a throw-away child: what it makes ends with it. Costs about 10 ms.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from isolated_python.linux import cgroups, landlock, mount, namespaces, prctl, seccomp
+
+CAP_SYS_ADMIN = 21
+EVERYBODY = 4294967295  # ids in the map of the first user namespace
+NOBODY = 65534
+ALLOW_ALL = bytes.fromhex("060000000000ff7f")  # struct sock_filter: BPF_RET, SECCOMP_RET_ALLOW
+STAGE = "/proc"  # the one folder that every host has; only the child sees what is mounted there
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One question to the kernel. `ask` raises OSError where the answer is no."""
+
+    name: str
+    question: str
+    ask: Callable[[], object]
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What this machine cannot do, why not, and what a person can do about it."""
+
+    name: str
+    cause: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What this machine can do for this process. Every answer that is not a lack is a yes."""
+
+    release: str
+    machine: str
+    uid: int
+    root: bool  # CAP_SYS_ADMIN in the first user namespace: a mere uid of 0 is not enough
+    landlock_abi: int  # 0: none
+    cgroup: str  # "v1", "v2" or "none"
+    core_pattern: str  # of /proc/sys/kernel
+    missing: tuple[Lack, ...] = ()
+
+    def can(self, name: str) -> bool:
+        """Whether the probe or layer `name` was answered with yes. What nobody asks for can be had anywhere."""
+        return not self.lacks(name)[0]
+
+    def lacks(self, name: str) -> tuple[str, str]:
+        """Cause and remedy; two empty strings where nothing is missing."""
+        return next(((lack.cause, lack.remedy) for lack in self.missing if lack.name == name), ("", ""))
+
+    def to_wire(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_wire(wire: dict[str, Any]) -> Host:
+        return Host(**{**wire, "missing": tuple(Lack(**lack) for lack in wire["missing"])})
+
+
+# ---- the questions ---------------------------------------------------------------------------------------------------
+
+
+def _unshare(name: str) -> Callable[[], None]:
+    return lambda: namespaces.unshare(namespaces.FLAGS[name])
+
+
+def _fresh_proc() -> None:
+    mount.mount("proc", STAGE, "proc", mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC)
+
+
+def _tmpfs() -> None:
+    mount.mount("tmpfs", STAGE, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "size=64k")
+    for name in ("one", "two", "upper", "work", "merged"):
+        os.mkdir(f"{STAGE}/{name}")
+
+
+def _overlay() -> None:
+    mount.mount("overlay", f"{STAGE}/merged", "overlay", 0, f"lowerdir={STAGE}/one:{STAGE}/two")
+
+
+def _copy_on_write() -> None:
+    folders = f"lowerdir={STAGE}/one,upperdir={STAGE}/upper,workdir={STAGE}/work,userxattr"
+    mount.mount("overlay", f"{STAGE}/merged", "overlay", 0, folders)
+
+
+def _pivot_root() -> None:
+    mount.pivot(STAGE)
+
+
+def _seccomp() -> None:
+    prctl.set_no_new_privs()
+    seccomp.load(ALLOW_ALL)
+
+
+def _seccomp_notify() -> None:
+    listener = seccomp.load(ALLOW_ALL, notify=True)
+    if listener is not None:
+        os.close(listener)
+
+
+def _memfd() -> None:
+    os.close(os.memfd_create("probe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+
+
+def _pidfd() -> None:
+    os.close(os.pidfd_open(os.getpid()))
+
+
+NEWER = "use a newer kernel"
+CONTAINER = "if this is a container, let its seccomp and AppArmor profiles allow unshare and mount"
+PROC = "start the container with an unmasked /proc (podman: --security-opt unmask=ALL; Kubernetes: procMount: Unmasked)"
+
+# In this order: the child leaves the namespaces one by one, and is process 1 of the last.
+USER = Probe("user", "may an ordinary user make a user namespace?", _unshare("user"), CONTAINER)
+INSIDE = (
+    Probe("mount", "a mount namespace in it?", _unshare("mount"), CONTAINER),
+    Probe("net", "a network namespace?", _unshare("net"), CONTAINER),
+    Probe("ipc", "an ipc namespace?", _unshare("ipc"), CONTAINER),
+    Probe("uts", "a uts namespace?", _unshare("uts"), CONTAINER),
+    Probe("cgroup_namespace", "a cgroup namespace?", _unshare("cgroup_namespace"), CONTAINER),
+    Probe("time", "a time namespace (linux 5.6)?", _unshare("time"), NEWER),
+    Probe("pid", "a pid namespace?", _unshare("pid"), CONTAINER),
+)
+PROCESS_1 = (
+    Probe("fresh_proc", "may it mount a /proc of its own?", _fresh_proc, PROC),
+    Probe("tmpfs", "may it mount a tmpfs?", _tmpfs, CONTAINER),
+    Probe("overlay", "may it mount a read-only overlay (linux 5.11)?", _overlay, f"modprobe overlay, or {NEWER}"),
+    Probe("copy_on_write", "may it mount a writable overlay?", _copy_on_write, f"modprobe overlay, or {NEWER}"),
+    Probe("pivot_root", "may it change its root?", _pivot_root, CONTAINER),
+)
+ANYWHERE = (
+    Probe("memfd", "are there files in memory?", _memfd, NEWER),
+    Probe("pidfd", "are there descriptors of processes (linux 5.3)?", _pidfd, NEWER),
+    Probe("seccomp", "can system calls be filtered?", _seccomp, "use a kernel with CONFIG_SECCOMP_FILTER"),
+    Probe("seccomp_notify", "can refused calls be told (linux 5.0)?", _seccomp_notify, NEWER),
+)
+IDMAP = Probe("idmap", "can the root file system be mounted with other ids?", lambda: None, NEWER)
+
+# Switches that a distribution or a site may have thrown against user namespaces: file, thrown value, what undoes it.
+SWITCHES = (
+    ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=10000"),
+    ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or write an AppArmor profile that allows userns",
+    ),
+)
+
+
+# ---- the asking ------------------------------------------------------------------------------------------------------
+
+
+def probe() -> Host:
+    """Ask everything. Called while this process has one thread: it forks."""
+    root = privileged()
+    found = cgroups.find(cgroups.own(), root=root)
+    abi = _landlock()
+    missing = list(_ask_all(root))
+    if found.version == "none":
+        missing.append(Lack("cgroup", found.cause, found.remedy))
+    if not abi:
+        remedy = 'boot with lsm=landlock,… (linux 5.13), or write landlock = "prefer" under [layers] in the profile'
+        missing.append(Lack("landlock", "this kernel has no Landlock, or it is not switched on", remedy))
+    about = os.uname()
+    return Host(
+        release=about.release,
+        machine=about.machine,
+        uid=os.geteuid(),
+        root=root,
+        landlock_abi=abi,
+        cgroup=found.version,
+        # Where it cannot be read it may be a pipe, which is the stricter case.
+        core_pattern=_line("/proc/sys/kernel/core_pattern") or "|",
+        missing=tuple(missing),
+    )
+
+
+def privileged() -> bool:
+    """Whether this process holds CAP_SYS_ADMIN over the whole machine."""
+    ids = [int(word) for word in _line("/proc/self/uid_map").split()]
+    if ids != [0, 0, EVERYBODY]:
+        return False
+    with open("/proc/self/status", encoding="utf-8") as file:
+        held = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
+    return bool(held >> CAP_SYS_ADMIN & 1)
+
+
+def _landlock() -> int:
+    try:
+        return landlock.abi()
+    except OSError:
+        return 0
+
+
+def _ask_all(root: bool) -> Iterator[Lack]:
+    asked = [USER, *INSIDE, *PROCESS_1, *ANYWHERE, *([IDMAP] if root else [])]
+    answers = _ask_a_child(root)
+    for question in asked:
+        if question.name not in answers:
+            cause, remedy = next(
+                (_explain(other, *answers[other.name]) for other in asked if answers.get(other.name, (0, ""))[0]),
+                ("the child that asks the kernel did not come back", CONTAINER),
+            )
+            yield Lack(question.name, f"{question.question} cannot be asked: {cause}", remedy)
+        elif answers[question.name][0]:
+            yield Lack(question.name, *_explain(question, *answers[question.name]))
+
+
+def _explain(question: Probe, number: int, words: str) -> tuple[str, str]:
+    """Cause and remedy of a no, in the terms of whoever can change it."""
+    if question is USER or (number in (errno.EPERM, errno.EACCES) and question in INSIDE + PROCESS_1):
+        for file, thrown, remedy in SWITCHES:
+            if _line(f"/proc/sys/{file}") == thrown:
+                return f"{words} ({file.replace('/', '.', 1)} is {thrown})", remedy
+    if number == errno.ENOSPC and question in (USER, *INSIDE):
+        return f"{words} (too many namespaces)", "raise the limits user.max_*_namespaces with sysctl"
+    if number == errno.EINVAL and question in (USER, *INSIDE):
+        return f"{words} (this kernel was built without it)", NEWER
+    return words, question.remedy
+
+
+def _ask_a_child(root: bool) -> dict[str, tuple[int, str]]:
+    """Each probe's name with errno and words; errno 0 is a yes. What was never asked is not in it."""
+    answers: dict[str, tuple[int, str]] = {}
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    wait, go = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(ours)
+            os.close(go)
+            _in_the_child(theirs, wait, root)
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    os.close(wait)
+    try:
+        with open(ours, encoding="utf-8") as lines:
+            for line in lines:
+                name, number, words = line.rstrip("\n").split("\t")
+                answers[name] = (int(number), words)
+                if name != "user":
+                    continue
+                if number == "0":
+                    # An ordinary user may write the map of a single id, their own; root does it for whom it became.
+                    answers["user"] = _no(lambda: _map(child, root))
+                    if root:
+                        answers["idmap"] = _no(lambda: _map_a_mount(child))
+                os.write(go, b"." if answers["user"][0] == 0 else b"!")
+    finally:
+        os.close(go)
+        os.waitpid(child, 0)
+    return answers
+
+
+def _in_the_child(up: int, wait: int, root: bool) -> None:
+    if root:
+        # The sandbox is made by someone without rights, also where the supervisor has all of them.
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    _tell(up, USER)
+    if os.read(wait, 1) == b".":
+        for question in INSIDE:
+            _tell(up, question)
+        first = os.fork()
+        if first == 0:
+            mount.make_private()
+            for question in PROCESS_1:
+                _tell(up, question)
+            os._exit(0)
+        os.waitpid(first, 0)
+    for question in ANYWHERE:
+        _tell(up, question)
+
+
+def _tell(up: int, question: Probe) -> None:
+    number, words = _no(question.ask)
+    os.write(up, f"{question.name}\t{number}\t{words}\n".encode())
+
+
+def _no(ask: Callable[[], object]) -> tuple[int, str]:
+    """Errno and words of a refusal; (0, "") where there was none."""
+    try:
+        ask()
+    except OSError as error:
+        return error.errno or errno.EIO, " ".join((error.strerror or str(error)).split())
+    return 0, ""
+
+
+def _map(child: int, root: bool) -> None:
+    uid, gid = (NOBODY, NOBODY) if root else (os.geteuid(), os.getegid())
+    namespaces.map_ids(child, [(0, uid, 1)], [(0, gid, 1)])
+
+
+def _map_a_mount(child: int) -> None:
+    user = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    folder = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        copy = mount.clone_tree(folder)
+        try:
+            mount.set_attributes(copy, mount.MOUNT_ATTR_IDMAP, user_namespace=user)
+        finally:
+            os.close(copy)
+    finally:
+        os.close(folder)
+        os.close(user)
+
+
+def _line(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

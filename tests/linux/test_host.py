@@ -1,0 +1,131 @@
+"""The host is asked, not guessed: each answer is compared with what happens when it is tried."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from isolated_python.linux import host, landlock, namespaces
+
+# Asks in a process of its own: `probe` wants a single thread, and some of these tests change what it is asked in.
+ASK = "import json; from isolated_python.linux import host; print(json.dumps(host.probe().to_wire()))"
+SOURCES = str(Path(host.__file__).parents[2])
+
+
+def asked(*before: str) -> host.Host:
+    """What a fresh process finds out; `before` is a command that prepares a place for it."""
+    program = f"import sys; sys.path.insert(0, {SOURCES!r}); {ASK}"
+    command = [*before, sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return host.Host.from_wire(json.loads(done.stdout))
+
+
+def in_a_child(act: Callable[[], object]) -> bool:
+    """Whether `act` works in a child that ends with it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        except OSError:
+            os._exit(1)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_answer_survives_the_wire() -> None:
+    found = host.probe()
+    assert host.Host.from_wire(json.loads(json.dumps(found.to_wire()))) == found
+
+
+def test_the_plain_facts_are_those_of_this_machine() -> None:
+    found = host.probe()
+    assert (found.release, found.machine, found.uid) == (os.uname().release, os.uname().machine, os.geteuid())
+    assert found.landlock_abi == landlock.abi()
+    assert found.core_pattern == Path("/proc/sys/kernel/core_pattern").read_text().strip()
+
+
+def test_a_lack_comes_with_a_cause_and_a_remedy() -> None:
+    found = host.Host("6.1", "x86_64", 1, False, 0, "none", "core", (host.Lack("time", "too old", "use a newer one"),))
+    assert found.lacks("time") == ("too old", "use a newer one")
+    assert (found.can("time"), found.can("net"), found.lacks("net")) == (False, True, ("", ""))
+    assert all(lack.cause and lack.remedy for lack in host.probe().missing)
+
+
+@pytest.mark.parametrize("name", ["mount", "net", "ipc", "uts", "cgroup_namespace", "pid"])
+def test_a_namespace_is_there_when_it_can_be_made(name: str) -> None:
+    """The answer is the one that unshare(2) gives together with a user namespace."""
+    flags = namespaces.FLAGS["user"] | namespaces.FLAGS[name]
+    assert host.probe().can(name) == in_a_child(lambda: namespaces.unshare(flags))
+
+
+def test_probing_leaves_nothing_behind() -> None:
+    """No mount, no descriptor, no child, no other namespace."""
+
+    def state() -> tuple[object, ...]:
+        spaces = [os.readlink(f"/proc/self/ns/{name}") for name in sorted(os.listdir("/proc/self/ns"))]
+        mounts = [line.split()[3:5] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        return spaces, sorted(mounts), len(os.listdir("/proc/self/fd"))
+
+    before = state()
+    host.probe()
+    assert state() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_probing_is_quick() -> None:
+    """Within 30 ms, the best of five: it is part of a supervisor's start."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        host.probe()
+        return time.perf_counter() - start
+
+    assert min(once() for _ in range(5)) < 0.030
+
+
+def test_an_ordinary_user_is_told_apart_from_root(ordinary) -> None:  # type: ignore[no-untyped-def]
+    wire = json.loads(ordinary.python(ASK).stdout)
+    found = host.Host.from_wire(wire)
+    assert (found.root, found.uid) == (False, ordinary.uid)
+
+
+inside = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc"]
+needs_namespaces = pytest.mark.skipif(not host.probe().can("fresh_proc"), reason="no namespaces here to try it in")
+
+
+@needs_namespaces
+def test_being_called_root_is_not_enough() -> None:
+    """uid 0 in a user namespace has no right over the machine."""
+    found = asked(*inside)
+    assert (found.uid, found.root) == (0, False)
+
+
+@needs_namespaces
+def test_a_switch_against_user_namespaces_is_named() -> None:
+    """With user.max_user_namespaces at 0, everything that needs one is missing, and the remedy turns the switch."""
+    found = asked(*inside, "sh", "-c", 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"', "sh")
+    cause, remedy = found.lacks("user")
+    assert "user.max_user_namespaces is 0" in cause
+    assert remedy.startswith("sysctl -w user.max_user_namespaces=")
+    assert not any(found.can(name) for name in ("mount", "pid", "fresh_proc", "overlay"))
+    assert found.can("seccomp") == host.probe().can("seccomp")
+
+
+@needs_namespaces
+def test_a_masked_proc_is_noticed() -> None:
+    """In most containers parts of /proc are covered; the kernel then refuses a fresh one, and the rest still works."""
+    found = asked(*inside, "sh", "-c", 'mount -t tmpfs none /proc/sys/kernel; exec "$@"', "sh")
+    cause, remedy = found.lacks("fresh_proc")
+    assert "mounting proc" in cause
+    assert "unmask" in remedy
+    assert found.can("mount")
+    assert found.can("pivot_root")
+    assert found.core_pattern == "|"
