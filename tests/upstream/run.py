@@ -60,7 +60,10 @@ SUITES = {
         "jupyter_server",
         ("tests/services/kernels", "tests/services/sessions"),
         # Five tests build a request in a way that tornado 6.6 calls deprecated; that is between the two of them.
-        options=("-W", "ignore:The method, uri, and version arguments:DeprecationWarning"),
+        options=(
+            "-Wignore:The method, uri, and version arguments:DeprecationWarning",
+            "-Wignore:The start_line argument to HTTPServerRequest:DeprecationWarning",
+        ),
     ),
     "nbconvert": Suite("nbconvert", ("tests/preprocessors/test_execute.py",)),
     "papermill": Suite("papermill", _tests(PAPERMILL, "execute engines clientwrap cli")),
