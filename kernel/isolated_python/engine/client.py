@@ -20,6 +20,7 @@ from isolated_python.engine import places
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
 from isolated_python.launcher.spawn import spawn
+from isolated_python.layers.cgroup import systemd
 from isolated_python.linux import packets
 
 
@@ -53,9 +54,12 @@ class Client:
             self.pid = spawn([sys.executable, "-I", "-S", "-c", program], environment, {3: theirs.fileno()})
         finally:
             theirs.close()
+        if systemd.wanted():
+            systemd.delegate(self.pid)
         threading.Thread(target=self._listen, name="isolated-python", daemon=True).start()
         self.hello = self.ask(
             "hello",
+            interpreter=sys.executable,
             folder=self.folder,
             cache=places.cache_folder(),
             audit=places.audit_file(),

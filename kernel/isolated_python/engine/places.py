@@ -17,11 +17,24 @@ def _environment(name: str) -> str:
     return os.environ.get(name, "")
 
 
+def bases() -> list[str]:
+    """Where the folders of supervisors may lie, best first."""
+    asked = (_environment("ISOLATED_PYTHON_RUNTIME_DIR"), _environment("XDG_RUNTIME_DIR"))
+    found = [base for base in asked if os.path.isabs(base) and _usable(base)]
+    if os.geteuid() == 0 and os.access("/run", os.W_OK):
+        found.append("/run")
+    return [*found, "/tmp"]  # noqa: S108
+
+
 def private_folder() -> str:
     """A new folder for sockets, 0700 and ours, with a path short enough for them."""
-    base = _environment("ISOLATED_PYTHON_RUNTIME_DIR") or _environment("XDG_RUNTIME_DIR")
-    if not base or not os.path.isabs(base) or not _usable(base):
-        base = "/run" if os.geteuid() == 0 and os.access("/run", os.W_OK) else "/tmp"  # noqa: S108
+    asked = _environment("ISOLATED_PYTHON_RUNTIME_DIR")
+    if asked and not (os.path.isabs(asked) and _usable(asked)):
+        raise HostError(
+            f"the runtime folder {asked!r} is not a folder that is ours and closed to others",
+            remedy="chmod 700 it, or unset ISOLATED_PYTHON_RUNTIME_DIR",
+        )
+    base = bases()[0]
     path = f"{base}/isolated-{os.getpid()}-{secrets.token_hex(3)}"
     if len(os.fsencode(path)) + ROOM > LONGEST_SOCKET:
         raise HostError(

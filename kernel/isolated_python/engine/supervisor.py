@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,9 +34,11 @@ from isolated_python.policy.profile import Profile
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 INSIDE = ("shell", "iopub", "stdin-channel", "control", "hb")  # "stdin" is the standard stream
+VISITS = "visits"  # the socket in our folder where the command line may call
 LAST_WORDS = 4096  # bytes of a kernel's standard output and error that are kept for the log
 EPITAPH = 1.0  # seconds that the relay has to tell the cell why its kernel died
 REFUSALS = 200  # refused calls a second that are answered at once; a kernel that makes more waits
+MOST_RELAYS = 20  # that may end within a minute, before we take it that none can live
 START = 60.0  # seconds until a sandbox must stand
 
 
@@ -94,11 +96,13 @@ class Supervisor:
         self.incarnations = 0
         self.inserted: dict[str, Callable[[], None]] = {}
         self.relay: socket.socket | None = None
+        self.relay_ends: list[float] = []
 
     # ---- the server's requests -------------------------------------------------------------------------------------
 
     def hello(self, request: dict[str, Any], descriptors: list[int], reply: Callable[..., None]) -> None:
         """The first request, once: where things are. Builds what all kernels share."""
+        self.interpreter: str = request["interpreter"]
         self.folder, self.cache = request["folder"], request["cache"]
         self.log = Log(request["audit"])
         host = self.host = host_facts.probe()
@@ -117,6 +121,10 @@ class Supervisor:
             os.chown(f"{self.folder}/kernels", self.identities.first + 1, -1)
             os.chmod(self.folder, 0o711)
         self.folder_descriptor = os.open(f"{self.folder}/kernels", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.visits = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self.visits.bind(f"{self.folder}/{VISITS}")
+        self.visits.listen(8)
+        self.loop.register(self.visits, selectors.EVENT_READ, self._admit)
         self._start_relay()
         self.log.write("supervisor-started", pid=os.getpid(), host=host.to_wire())
         reply()
@@ -207,24 +215,58 @@ class Supervisor:
         "list": list,
     }
 
+    # What the command line may ask, of the supervisor of any server of the same user.
+    VISITS: dict[str, Callable[..., None]] = {"list": list, "kill": forget}
+
     def _from_server(self) -> None:
-        try:
-            request, descriptors = packets.receive(self.server)
-        except ConnectionError:
-            request, descriptors = None, []
+        request, descriptors = self._request(self.server)
         if request is None:
             raise SystemExit(0)
+        verb = self.REQUESTS.get(str(request.get("verb")))
+        if verb is not None and (self.host is None) != (verb is Supervisor.hello):
+            verb = None
+        self._answer(request, descriptors, verb, self._tell_server)
+
+    def _admit(self) -> None:
+        """A visitor: the socket lies in our private folder, and the kernel says whose process it is."""
+        visitor, _ = self.visits.accept()
+        uid = struct.unpack("iii", visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        if uid not in (0, os.getuid()):
+            visitor.close()
+            return
+
+        def visit() -> None:
+            request, descriptors = self._request(visitor)
+            if request is None:
+                self.loop.unregister(visitor)
+                visitor.close()
+                return
+            verb = self.VISITS.get(str(request.get("verb")))
+            self._answer(request, descriptors, verb, lambda message: _tell(visitor, message))
+
+        self.loop.register(visitor, selectors.EVENT_READ, visit)
+
+    @staticmethod
+    def _request(peer: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:  # type: ignore[valid-type]
+        try:
+            return packets.receive(peer)
+        except (ConnectionError, ProtocolError):
+            return None, []
+
+    def _answer(
+        self, request: dict[str, Any], descriptors: Sequence[int], verb: Callable[..., None] | None,
+        tell: Callable[[dict[str, Any]], None],
+    ) -> None:  # fmt: skip
         number, answered = request.get("id"), False
 
         def reply(error: IsolatedPythonError | None = None, **values: Any) -> None:
             nonlocal answered
             if not answered:
                 answered = True
-                self._tell_server({"id": number, **(error.to_wire() if error else values)})
+                tell({"id": number, **(error.to_wire() if error else values)})
 
         try:
-            verb = self.REQUESTS.get(str(request.get("verb")))
-            if verb is None or (self.host is None) != (verb is Supervisor.hello):
+            if verb is None:
                 raise RequestError(f"there is no request {str(request.get('verb'))[:40]!r} in this state")
             verb(self, request, descriptors, reply)
         except IsolatedPythonError as error:
@@ -261,7 +303,7 @@ class Supervisor:
 
     def _filter(self, name: str) -> seccomp.Filter:
         if name not in self.filters:
-            self.filters[name] = seccomp.cached(name, self.cache)
+            self.filters[name] = seccomp.cached(name, self.cache, self.interpreter)
         return self.filters[name]
 
     def _zygote(self, request: dict[str, Any], profile: Profile, made: Plan) -> zygotes.Zygote:
@@ -326,6 +368,9 @@ class Supervisor:
         self.loop.unregister(relay)
         relay.close()
         self.log.write("relay-ended")
+        self.relay_ends = [*(then for then in self.relay_ends if then > time.monotonic() - 60), time.monotonic()]
+        if len(self.relay_ends) > MOST_RELAYS:
+            raise SystemExit(f"the relay ended {len(self.relay_ends)} times within a minute; so do we")
         for told in [*self.inserted.values()]:
             told()
         self._start_relay()
@@ -373,7 +418,7 @@ class Supervisor:
         if profile.layers.cgroup != "off":
             try:
                 if self.parent is None:
-                    self.parent = cgroup.choose().open(f"isolated-python-{os.getpid()}")
+                    self.parent = cgroup.choose().open()
                 sandbox.group = self.parent.group(sandbox.name, profile.resources)
             except HostError as error:
                 if profile.layers.cgroup == "require":
@@ -575,6 +620,8 @@ class Supervisor:
             if error.errno != errno.ENOENT:  # the caller is gone
                 self._close_listener(sandbox)
             return
+        if sandbox.state != "running":  # its self-check asks for what must be refused
+            return
         name = self._filter("kernel").names.get(call.number, str(call.number))
         count = sandbox.refusals[name] = sandbox.refusals.get(name, 0) + 1
         if count & (count - 1) == 0:  # 1, 2, 4, 8, …: a flood makes few records
@@ -747,7 +794,15 @@ class Supervisor:
                 for entry in os.listdir(f"{self.folder}/{name}"):
                     _unlink(f"{self.folder}/{name}/{entry}")
                 os.rmdir(f"{self.folder}/{name}")
+            _unlink(f"{self.folder}/{VISITS}")
             os.rmdir(self.folder)
+
+
+def _tell(visitor: socket.socket, message: dict[str, Any]) -> None:
+    try:
+        packets.send(visitor, message)
+    except OSError:  # it did not wait for its answer
+        pass
 
 
 def _close(descriptors: list[int]) -> None:

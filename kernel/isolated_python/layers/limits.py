@@ -35,6 +35,9 @@ def plan(profile: Profile) -> list[Step]:
         Limit("RTPRIO", 0),
         Limit("NICE", 20),
     ]
+    if granted.processes is not None:
+        # Counted in the sandbox's own user namespace since linux 5.14: holds where there is no cgroup, too.
+        steps.append(Limit("NPROC", granted.processes))
     if granted.file_size is not None:
         steps.append(Limit("FSIZE", granted.file_size))
     return steps

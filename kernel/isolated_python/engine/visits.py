@@ -1,0 +1,60 @@
+"""Calls on the supervisors of this user's servers: what the command line's `list` and `kill` ask."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from isolated_python.engine import places
+from isolated_python.errors import IsolatedPythonError, LaunchError
+from isolated_python.linux import packets
+
+PATIENCE = 10.0  # seconds
+
+
+def supervisors() -> list[str]:
+    """The sockets of all supervisors that this user may ask."""
+    found = []
+    for base in places.bases():
+        for name in sorted(os.listdir(base)):
+            path = f"{base}/{name}/visits"
+            if name.startswith("isolated-") and os.access(path, os.W_OK):
+                found.append(path)
+    return found
+
+
+def ask(path: str, verb: str, **values: Any) -> dict[str, Any]:
+    """One request, one answer. Raises what the supervisor raises, LaunchError where it does not answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as caller:
+        caller.settimeout(PATIENCE)
+        try:
+            caller.connect(path)
+            packets.send(caller, {"id": 1, "verb": verb, **values})
+            answer, _ = packets.receive(caller)
+        except OSError as error:
+            raise LaunchError(f"the supervisor at {path} does not answer: {error}") from error
+    if answer is None:
+        raise LaunchError(f"the supervisor at {path} hung up")
+    if "error" in answer:
+        raise IsolatedPythonError.from_wire(answer)
+    return answer
+
+
+def kernels() -> list[dict[str, Any]]:
+    """Every sandbox of this user, of all servers; each with the socket of its supervisor under "supervisor"."""
+    found = []
+    for path in supervisors():
+        try:
+            found += [{**kernel, "supervisor": path} for kernel in ask(path, "list")["kernels"]]
+        except LaunchError:  # it ended between the look and the question
+            continue
+    return found
+
+
+def kill(name: str) -> int:
+    """End the sandboxes whose id begins with `name`; how many those were."""
+    wanted = [kernel for kernel in kernels() if kernel["kernel"].startswith(name)]
+    for kernel in wanted:
+        ask(kernel["supervisor"], "kill", kernel=kernel["kernel"])
+    return len(wanted)

@@ -1,0 +1,115 @@
+"""Kernels for the tests: real ones, started by a process of its own, as root and as an ordinary user."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import Ordinary
+
+DRIVER = Path(__file__).with_name("driver.py").read_text()
+
+# An ordinary user has no cgroup on a host with version 1; what that weakens has tests of its own.
+WITHOUT_CGROUP = {"layers": {"cgroup": "prefer"}}
+
+
+class Server:
+    """A process that starts kernels, and a folder for their notebooks."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path, *, root: bool) -> None:
+        self.process, self.folder, self.root = process, folder, root
+
+    def ask(self, do: str, **values: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"do": do, **values}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the server of kernels ended"
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def start(self, name: str = "kernel", overrides: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
+        """Start a kernel; fails where it does not start."""
+        answer = self.refused(name, overrides, **values)
+        assert "error" not in answer, answer["error"]
+        return answer
+
+    def refused(self, name: str = "kernel", overrides: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
+        wanted = dict(overrides or {})
+        if not self.root:
+            wanted["layers"] = {**WITHOUT_CGROUP["layers"], **wanted.get("layers", {})}
+        return self.ask("start", name=name, overrides=wanted, **{"cwd": str(self.folder), **values})
+
+    def run(self, code: str, name: str = "kernel", **values: Any) -> dict[str, Any]:
+        return self.ask("run", name=name, code=code, **values)
+
+    def text(self, code: str, name: str = "kernel", **values: Any) -> str:
+        """What a cell printed; fails where the cell fails."""
+        answer = self.run(code, name, **values)
+        assert answer.get("status") == "ok", answer
+        return str(answer["text"]).strip()
+
+    def ours(self) -> list[psutil.Process]:
+        """Every process below this server, sandboxes included."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def close(self) -> None:
+        """End as a server ends: its standard input is closed."""
+        assert self.process.stdin is not None
+        below = self.ours()
+        self.process.stdin.close()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+        _, left = psutil.wait_procs(below, timeout=10)
+        assert not left, f"left behind: {left}"
+
+
+@pytest.fixture(params=["root", "ordinary"])
+def server(request: pytest.FixtureRequest, ordinary: Ordinary) -> Iterator[Server]:
+    """A server in either life: of root, and of a user without rights."""
+    if request.param == "root" and os.geteuid() != 0:
+        pytest.skip("needs root, and these tests are run without")
+    yield from serve(request.param == "root", ordinary)
+
+
+@pytest.fixture
+def root_server(ordinary: Ordinary) -> Iterator[Server]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, and these tests are run without")
+    yield from serve(True, ordinary)
+
+
+def serve(root: bool, ordinary: Ordinary) -> Iterator[Server]:
+    folder = ordinary.home / "course"
+    folder.mkdir()
+    environment = ordinary.environment | {"JUPYTERHUB_API_TOKEN": "a-token", "JUPYTER_TOKEN": "a-token"}
+    if root:
+        mine = ordinary.home / "root"
+        mine.mkdir(mode=0o700)
+        environment["HOME"] = str(mine)
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+    else:
+        shutil.chown(folder, ordinary.uid, ordinary.gid)
+        process = ordinary.start(
+            [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stderr=None, env=environment
+        )
+    one = Server(process, folder, root=root)
+    try:
+        yield one
+    finally:
+        one.close()

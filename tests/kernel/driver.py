@@ -1,0 +1,106 @@
+"""A small server of kernels for the tests: one JSON object a line in, one out. It runs as whoever the test says.
+
+    {"do": "start", "name": …, "overrides": …, "cwd": …}   → {"pid": …} or {"error": "…"}
+    {"do": "run", "name": …, "code": …, "timeout": …}      → {"text": …, "status": "ok" | "error" | "dead"}
+    {"do": "restart" | "interrupt" | "stop" | "alive", "name": …}
+    {"do": "supervisor"}                                   → {"pid": …, "folder": …}
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import time
+from typing import Any
+
+from jupyter_client.manager import KernelManager
+
+managers: dict[str, KernelManager] = {}
+clients: dict[str, Any] = {}
+
+
+def start(ask: dict[str, Any]) -> dict[str, Any]:
+    manager = KernelManager(kernel_name=ask.get("kernel", "isolated-python"))
+    stanza = {"provisioner_name": "isolated-python", "config": {"overrides": ask.get("overrides", {})}}
+    if "profile" in ask:
+        stanza["config"]["profile"] = ask["profile"]
+    manager.kernel_spec.metadata["kernel_provisioner"] = stanza
+    began = time.monotonic()
+    manager.start_kernel(cwd=ask["cwd"], **ask.get("arguments", {}))
+    managers[ask["name"]] = manager
+    client = clients[ask["name"]] = manager.blocking_client()
+    client.start_channels()
+    client.wait_for_ready(timeout=60)
+    return {"pid": manager.provisioner.pid, "seconds": time.monotonic() - began, "key": manager.session.key.decode()}
+
+
+def run(ask: dict[str, Any]) -> dict[str, Any]:
+    client, manager = clients[ask["name"]], managers[ask["name"]]
+    asked = client.execute(ask["code"])
+    if ask.get("wait", True) is False:
+        return {}
+    found: list[str] = []
+    status = "ok"
+    deadline = time.monotonic() + ask.get("timeout", 60)
+    while time.monotonic() < deadline:
+        try:
+            message = client.get_iopub_msg(timeout=1)
+        except queue.Empty:
+            if not manager.is_alive():
+                return {"text": "".join(found), "status": "dead"}
+            continue
+        if message["parent_header"].get("msg_id") != asked:
+            continue
+        content = message["content"]
+        match message["msg_type"]:
+            case "stream":
+                found.append(content["text"])
+            case "execute_result" | "display_data":
+                found.append(content["data"].get("text/plain", ""))
+            case "error":
+                status = "error"
+                found.append("\n".join(content["traceback"]))
+            case "status" if content["execution_state"] == "idle":
+                return {"text": "".join(found), "status": status}
+    return {"text": "".join(found), "status": "timeout"}
+
+
+def restart(ask: dict[str, Any]) -> dict[str, Any]:
+    managers[ask["name"]].restart_kernel(now=ask.get("now", False))
+    clients[ask["name"]].wait_for_ready(timeout=60)
+    return {"pid": managers[ask["name"]].provisioner.pid}
+
+
+def interrupt(ask: dict[str, Any]) -> dict[str, Any]:
+    managers[ask["name"]].interrupt_kernel()
+    return {}
+
+
+def stop(ask: dict[str, Any]) -> dict[str, Any]:
+    clients.pop(ask["name"]).stop_channels()
+    managers.pop(ask["name"]).shutdown_kernel(now=ask.get("now", False))
+    return {}
+
+
+def alive(ask: dict[str, Any]) -> dict[str, Any]:
+    return {"alive": managers[ask["name"]].is_alive()}
+
+
+def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
+    from isolated_python.engine import client
+
+    found = client.current()
+    found.hello.result(30)
+    return {"pid": found.pid, "folder": found.folder}
+
+
+DEEDS = {deed.__name__: deed for deed in (start, run, restart, interrupt, stop, alive, supervisor)}
+
+for line in sys.stdin:
+    ask = json.loads(line)
+    try:
+        answer = DEEDS[ask.pop("do")](ask)
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(answer), flush=True)

@@ -1,0 +1,147 @@
+"""The life of a kernel: restart, interrupt, its end by a limit, and what happens when one of our own processes dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+
+from tests.kernel.conftest import Server
+
+
+def one(server: Server, word: str) -> psutil.Process:
+    """The only process of ours whose command line has `word` in it."""
+    found = [process for process in server.ours() if word in " ".join(process.cmdline())]
+    return found[0]
+
+
+def test_a_restart_keeps_the_sockets_and_forgets_the_state(server: Server) -> None:
+    first = server.start()["pid"]
+    server.text("x = 1")
+    assert server.ask("restart", name="kernel")["pid"] != first
+    assert server.text("print('x' in globals())") == "False"
+    assert server.ask("restart", name="kernel", now=True).get("pid")
+    assert server.text("print(1)") == "1"
+
+
+def test_an_interrupt_reaches_the_cell(server: Server) -> None:
+    server.start()
+    server.run("while True: pass", wait=False)
+    server.ask("interrupt", name="kernel")
+    assert server.text("print('still here')") == "still here"
+
+
+def test_two_kernels_of_one_zygote_share_nothing(server: Server) -> None:
+    """No random state, no file, no history, no environment, no descriptor."""
+    server.start("a")
+    server.start("b")
+    ask = (
+        "import random, uuid, tempfile, os\n"
+        "print(random.random(), uuid.getnode() and uuid.uuid1().hex[-12:], next(tempfile._get_candidate_names()))"
+    )
+    for mine, theirs in zip(server.text(ask, "a").split(), server.text(ask, "b").split(), strict=True):
+        assert mine != theirs
+    server.text("open('/tmp/mine', 'w').close(); os.environ['MINE'] = '1'", "a")
+    assert server.text("print(os.path.exists('/tmp/mine'), 'MINE' in os.environ)", "b") == "False False"
+    assert server.text("print(get_ipython().history_manager.session_number)", "a") == "1"
+    assert server.text("print(get_ipython().history_manager.session_number)", "b") == "1"
+
+
+def test_more_memory_than_granted_is_told_in_the_cell(root_server: Server) -> None:
+    """The kernel dies, and the cell says of what: the limit, what was used, the key of the profile."""
+    root_server.start(overrides={"resources": {"memory": "200 MiB", "tmp": "40 MiB", "shm": "16 MiB"}})
+    answer = root_server.run("x = bytearray(400 << 20)")
+    assert answer["status"] == "error"
+    assert "200 MiB of memory" in answer["text"]
+    assert "resources.memory" in answer["text"]
+
+
+def test_limits_that_a_cell_survives_are_named_below_its_traceback(server: Server) -> None:
+    server.start(overrides={"resources": {"tmp": "20 MiB", "shm": "16 MiB", "processes": 40, "open_files": 64}})
+    answer = server.run("with open('/tmp/big', 'wb') as f: f.write(bytes(40 << 20))")
+    assert "resources.tmp" in answer["text"]
+    answer = server.run("import os; os.unlink('/tmp/big'); kept = [open('/dev/null') for _ in range(100)]")
+    assert "resources.open_files" in answer["text"]
+    code = "import threading\nhold = threading.Event()\nfor _ in range(99): threading.Thread(target=hold.wait).start()"
+    answer = server.run(code)
+    assert "resources.processes" in answer["text"], answer
+    server.run("hold.set()")
+
+
+def test_a_wall_clock_limit_ends_the_kernel_and_says_so(server: Server) -> None:
+    server.start(overrides={"resources": {"wall_clock": "3 s"}})
+    answer = server.run("while True: pass")
+    assert answer["status"] == "error"
+    assert "wall_clock" in answer["text"]
+
+
+def test_a_crash_is_told_in_the_cell(server: Server) -> None:
+    server.start()
+    answer = server.run("import ctypes; ctypes.string_at(0)")
+    assert "SIGSEGV" in answer["text"]
+
+
+def test_a_killed_zygote_or_relay_is_replaced_without_losing_a_kernel(server: Server) -> None:
+    server.start("a")
+    server.text("x = 41", "a")
+    for word in ("launcher.zygote", "relay.broker"):
+        victim = one(server, word)
+        victim.send_signal(signal.SIGKILL)
+        psutil.wait_procs([victim], timeout=5)
+        assert server.text("print(x + 1)", "a", timeout=20) == "42"
+    server.start("b")
+    assert server.text("print(1)", "b") == "1"
+
+
+def test_a_killed_init_ends_its_kernel_and_no_other(server: Server) -> None:
+    pid = server.start("a")["pid"]
+    server.start("b")
+    below = psutil.Process(pid).children(recursive=True)
+    os.kill(pid, signal.SIGKILL)
+    _, left = psutil.wait_procs(below, timeout=5)
+    assert not left
+    assert server.ask("alive", name="a") == {"alive": False}
+    assert server.text("print(1)", "b") == "1"
+
+
+def test_nothing_outlives_the_supervisor(server: Server) -> None:
+    server.start()
+    before = server.ask("supervisor")
+    below = psutil.Process(before["pid"]).children(recursive=True)
+    os.kill(before["pid"], signal.SIGKILL)
+    _, left = psutil.wait_procs(below, timeout=5)
+    assert not left
+    assert server.ask("alive", name="kernel") == {"alive": False}
+    assert server.ask("supervisor")["pid"] != before["pid"]  # and a new one serves who asks next
+    assert not os.path.exists(before["folder"])
+    assert not cgroups_of(before["pid"])
+
+
+def test_nothing_outlives_a_killed_server(server: Server) -> None:
+    server.start()
+    before = server.ask("supervisor")
+    below = server.ours()
+    server.process.send_signal(signal.SIGKILL)
+    _, left = psutil.wait_procs(below, timeout=5)
+    assert not left
+    assert not os.path.exists(before["folder"])
+    assert not cgroups_of(before["pid"])
+
+
+def test_nothing_is_left_after_a_shutdown(server: Server) -> None:
+    pid = server.start()["pid"]
+    where = server.ask("supervisor")
+    server.ask("stop", name="kernel")
+    assert not psutil.pid_exists(pid)
+    assert [name for part in ("clients", "kernels") for name in os.listdir(f"{where['folder']}/{part}")] == []
+    assert not [path for path in cgroups_of(where["pid"]) if path.count("/") > cgroups_of(where["pid"])[0].count("/")]
+
+
+def cgroups_of(pid: int) -> list[str]:
+    """The groups that a supervisor has made, its own first."""
+    found = []
+    for folder, _, _ in os.walk("/sys/fs/cgroup"):
+        if f"isolated-python-{pid}" in folder:
+            found.append(folder)
+    return sorted(found)
