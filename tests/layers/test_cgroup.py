@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from isolated_python.errors import HostError, RequestError
 from isolated_python.layers import cgroup
-from isolated_python.layers.cgroup import files, systemd
+from isolated_python.layers.cgroup import files, systemd, v2
 from isolated_python.linux import cgroups
 from isolated_python.policy.profile import MiB, Resources
 
@@ -249,6 +249,95 @@ def test_an_ordinary_user_is_told_what_to_do(ordinary) -> None:  # type: ignore[
 
     assert "root" in cause or "delegated" in cause or "handed" in cause
     assert 'cgroup = "prefer"' in remedy
+
+
+UNIFIED = cgroups.own().v2
+unified = pytest.mark.skipif(not UNIFIED or not os.access(UNIFIED, os.W_OK), reason="no v2 folder here may be written")
+
+
+@pytest.fixture
+def bare() -> Iterator[str]:
+    """A v2 group of our own. Where its controllers are on v1, everything but the limits still works."""
+    folder = f"{UNIFIED}/test-{os.getpid()}"
+    os.mkdir(folder)
+    yield folder
+    os.rmdir(folder)
+
+
+@unified
+def test_v2_kills_all_at_once_and_waits_for_the_last(bare: str) -> None:
+    """cgroup.kill ends a tree of processes; remove() returns when the group is gone."""
+    os.mkdir(f"{bare}/kernel")
+    group = v2.Group(f"{bare}/kernel", "kernel")
+    child = Child("import os, signal\nos.fork(); os.fork()\nprint('here', flush=True)\nsignal.pause()")
+    group.attach(child.pid)
+    assert child.line() == "here"
+    assert child.pid in group.processes()
+    assert group.descriptor is not None
+    with pytest.raises(OSError, match="busy"):
+        group.remove(patience=0.05)
+
+    group.kill()
+    group.remove()
+
+    assert child.wait() == -signal.SIGKILL
+    assert group.paths == (f"{bare}/kernel",)
+    assert not os.path.exists(group.folder)
+    group.kill()  # what is gone already is dead
+
+
+@unified
+def test_v2_sweeps_what_a_dead_supervisor_left(bare: str) -> None:
+    """Its kernels are killed, its groups removed; a stranger's group is left alone."""
+    name = f"isolated-python-{os.getpid()}-1"
+    for folder in ("stranger", name, f"{name}/kernel"):
+        os.mkdir(f"{bare}/{folder}")
+    kernel = Child("")
+    v2.Group(f"{bare}/{name}/kernel", "kernel").attach(kernel.pid)
+
+    assert v2.Hierarchy(bare).sweep() == [name]
+
+    assert kernel.wait() == -signal.SIGKILL
+    assert files.children(bare) == ["stranger"]
+    os.rmdir(f"{bare}/stranger")
+
+
+@unified
+def test_v2_moves_the_processes_of_its_group_out_of_the_way_and_back(bare: str) -> None:
+    """What cannot be divided is left as it was found: no leaf, and every process where it was."""
+    if {"memory", "pids", "cpu"} <= set(files.read(f"{bare}/cgroup.controllers").split()):
+        pytest.skip("this group can be divided")
+    child = Child("")
+    v2.Group(bare, "").attach(child.pid)
+
+    with pytest.raises(HostError, match="cannot be divided"):
+        v2.Hierarchy(bare).open()
+
+    assert files.children(bare) == []
+    assert files.processes(f"{bare}/cgroup.procs") == [child.pid]
+    child.go()
+
+
+def test_v2_is_found_where_it_is_handed_down(tmp_path: Path) -> None:
+    """Our own group, or the one above when we sit in a leaf that a colleague made; never one that has processes."""
+    scope = tmp_path / "scope"
+    for folder in (tmp_path, scope, scope / cgroups.LEAF):
+        folder.mkdir(exist_ok=True)
+        (folder / "cgroup.controllers").write_text("cpu io memory pids\n")
+        for name in ("procs", "subtree_control", "type"):
+            (folder / f"cgroup.{name}").write_text("")
+    top = str(tmp_path)
+
+    assert cgroups.find(cgroups.Own(v2=str(scope), v2_top=top), root=False).folders == (("", str(scope)),)
+    leaf = cgroups.Own(v2=str(scope / cgroups.LEAF), v2_top=top)
+    assert cgroups.find(leaf, root=False).folders == (("", str(scope)),)
+
+    (scope / "cgroup.controllers").write_text("memory pids\n")
+    assert cgroups.find(leaf, root=False).folders == (("", top),)
+    (tmp_path / "cgroup.procs").write_text("1\n")
+    refused = cgroups.find(leaf, root=False)
+    assert (refused.version, refused.cause) == ("none", f"the cgroup {scope} is not handed cpu")
+    assert "systemd-run --user --scope -p Delegate=yes" in refused.remedy
 
 
 HYBRID = """\

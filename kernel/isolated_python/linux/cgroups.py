@@ -69,8 +69,8 @@ def parse(groups: str, mountinfo: str) -> Own:
 def find(own: Own, *, root: bool) -> Found:
     """v2 where memory, pids and cpu can be handed down by our group or one above it; else v1 for root; else none."""
     causes = []
-    for folder in _above(own):
-        cause = _refuses_v2(folder, ours=folder in (own.v2, os.path.dirname(own.v2)))
+    for place, folder in enumerate(_above(own)):
+        cause = _refuses_v2(folder, ours=place == 0)
         if not cause:
             return Found("v2", (("", folder),))
         causes.append(cause)
