@@ -163,6 +163,25 @@ def test_kill_leaves_nothing_alive(parent: cgroup.Parent) -> None:
 
 
 @here
+def test_kill_ends_a_storm_of_forks(parent: cgroup.Parent) -> None:
+    """Processes that only fork and exit, faster than a list of them can be read, are all caught."""
+    group = parent.group("storm", Resources(processes=64))
+    storm = (
+        "import os\nprint('here', flush=True)\nwhile True:\n"
+        "    try:\n        if os.fork(): os._exit(0)\n        os.fork()\n    except OSError: pass"
+    )
+    child = Child(storm)
+    group.attach(child.pid)
+    assert child.line() == "here"
+
+    group.kill()
+    group.remove()
+
+    assert not any(os.path.exists(path) for path in group.paths)
+    child.wait()
+
+
+@here
 def test_a_group_that_lives_on_is_not_removed(parent: cgroup.Parent) -> None:
     """remove() waits no longer than it is told to, says EBUSY, and can be asked again."""
     group = parent.group("busy", Resources())
@@ -338,6 +357,56 @@ def test_v2_is_found_where_it_is_handed_down(tmp_path: Path) -> None:
     refused = cgroups.find(leaf, root=False)
     assert (refused.version, refused.cause) == ("none", f"the cgroup {scope} is not handed cpu")
     assert "systemd-run --user --scope -p Delegate=yes" in refused.remedy
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> v2.Group:
+    """A folder with the files of a v2 group: what is written and read, letter by letter, without the kernel's part."""
+    for name, text in {
+        "memory.max": "",
+        "memory.swap.max": "",
+        "memory.current": "1048576\n",
+        "memory.events": "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n",
+        "pids.max": "",
+        "pids.current": "4\n",
+        "pids.events": "max 5\n",
+        "cpu.max": "",
+        "cpu.weight": "",
+        "cpu.stat": "usage_usec 1500000\nuser_usec 1\nsystem_usec 1\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    return v2.Group(str(tmp_path), "plain")
+
+
+@pytest.mark.parametrize(
+    ("resources", "written"),
+    [
+        (Resources(memory=64 * MiB, processes=9, cpu=1.5), ("67108864", "0", "9", "150000 100000")),
+        (Resources(memory=None, processes=None, cpu=None), ("max", "max", "max", "max 100000")),
+        (Resources(memory=4096, processes=1, cpu=0.001), ("4096", "0", "1", "1000 100000")),
+    ],
+)
+def test_v2_writes_its_limits_as_the_kernel_reads_them(
+    plain: v2.Group, resources: Resources, written: tuple[str, ...]
+) -> None:
+    plain.limit(resources)
+    names = ("memory.max", "memory.swap.max", "pids.max", "cpu.max")
+    assert tuple(files.read(f"{plain.folder}/{name}") for name in names) == written
+
+
+def test_v2_reads_usage_and_events_as_the_kernel_writes_them(plain: v2.Group) -> None:
+    """memory.peak is missing before linux 5.19: then the most that was seen is the peak."""
+    assert plain.usage() == cgroup.Usage(memory=1 * MiB, memory_peak=1 * MiB, cpu_seconds=1.5, processes=4)
+    assert plain.events() == cgroup.Events(oom_kills=2, oom_failures=3, processes_refused=5)
+
+
+def test_v2_refuses_a_limit_below_what_is_in_use(plain: v2.Group) -> None:
+    """The kernel would kill for it, so the old limit stays."""
+    with pytest.raises(RequestError, match="1048576 bytes of memory are in use"):
+        plain.update(Resources(memory=4096))
+    assert files.read(f"{plain.folder}/memory.max") == ""
+    plain.weight(800)
+    assert files.read(f"{plain.folder}/cpu.weight") == "800"
 
 
 HYBRID = """\

@@ -126,6 +126,6 @@ def test_a_masked_proc_is_noticed() -> None:
     cause, remedy = found.lacks("fresh_proc")
     assert "mounting proc" in cause
     assert "unmask" in remedy
+    assert not found.can("pid"), "the pid layer is nothing without a /proc of its own"
     assert found.can("mount")
-    assert found.can("pivot_root")
     assert found.core_pattern == "|"

@@ -18,6 +18,10 @@ CAP_SYS_ADMIN = 21
 EVERYBODY = 4294967295  # ids in the map of the first user namespace
 NOBODY = 65534
 ALLOW_ALL = bytes.fromhex("060000000000ff7f")  # struct sock_filter: BPF_RET, SECCOMP_RET_ALLOW
+
+# Layers that need more than the probe of their own name.
+NEEDS = {"mount": ("mount", "tmpfs", "pivot_root"), "pid": ("pid", "fresh_proc")}
+
 STAGE = "/proc"  # the one folder that every host has; only the child sees what is mounted there
 
 
@@ -59,7 +63,8 @@ class Host:
 
     def lacks(self, name: str) -> tuple[str, str]:
         """Cause and remedy; two empty strings where nothing is missing."""
-        return next(((lack.cause, lack.remedy) for lack in self.missing if lack.name == name), ("", ""))
+        needed = NEEDS.get(name, (name,))
+        return next(((lack.cause, lack.remedy) for lack in self.missing if lack.name in needed), ("", ""))
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)

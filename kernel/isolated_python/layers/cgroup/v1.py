@@ -53,11 +53,10 @@ class Hierarchy:
         # A process that has no pid here belongs to another pid namespace, and so may its supervisor.
         if any(0 in files.processes(procs) for procs in held):
             return False
-        for procs in held:
-            files.kill(procs)
         for group in groups:
-            with contextlib.suppress(FileNotFoundError):
-                files.write(f"{self.folders['freezer']}/{name}/{group}/freezer.state", THAWED)
+            _kill(f"{self.folders['freezer']}/{name}/{group}")
+        for procs in held:  # who was killed while attaching is in some of them only
+            files.kill(procs)
         for parent in parents:
             for group in groups:
                 files.remove(f"{parent}/{group}", partial(files.wait_for_deaths, f"{parent}/{group}/cgroup.procs"))
@@ -156,18 +155,7 @@ class Group:
 
     def kill(self) -> None:
         """Send SIGKILL to everything inside. Frozen meanwhile, so that nothing can fork itself out of the list."""
-        state = f"{self._folders['freezer']}/freezer.state"
-        try:
-            files.write(state, FROZEN)
-            try:
-                files.kill(self._procs)
-            finally:
-                # In v1 the frozen die only when they are thawed.
-                files.write(state, THAWED)
-        except FileNotFoundError:
-            return
-        # Freezing is a request: what forked before it was heard is in the list by now.
-        files.kill(self._procs)
+        _kill(self._folders["freezer"])
 
     def update(self, resources: Resources) -> None:
         """Set other limits, at once. Raises RequestError where memory is in use beyond the new limit."""
@@ -219,3 +207,18 @@ class Group:
         """Remove it when its last process is gone; waits for that, at most `patience` seconds. Raises OSError EBUSY."""
         for path in self.paths:
             files.remove(path, partial(files.wait_for_deaths, f"{path}/cgroup.procs"), patience)
+
+
+def _kill(freezer: str) -> None:
+    """SIGKILL to everything in a group. Gone already is dead."""
+    try:
+        files.write(f"{freezer}/freezer.state", FROZEN)
+        try:
+            files.kill(f"{freezer}/cgroup.procs")
+        finally:
+            # In v1 the frozen die only when they are thawed.
+            files.write(f"{freezer}/freezer.state", THAWED)
+    except FileNotFoundError:
+        return
+    # Freezing is a request: what forked before it was heard is in the list by now.
+    files.kill(f"{freezer}/cgroup.procs")

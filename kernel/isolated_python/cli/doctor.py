@@ -1,0 +1,254 @@
+"""`jupyter isolated doctor`: what this machine can give, layer by layer, and what repairs the rest."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import stat
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from isolated_python.errors import IsolatedPythonError
+from isolated_python.layers.cgroup import systemd
+from isolated_python.linux import host as host_facts
+from isolated_python.policy.profile import LAYERS, Profile
+
+PASS, WEAK, FAIL = "PASS", "WEAK", "FAIL"
+COLOURS = {PASS: "green", WEAK: "yellow", FAIL: "red"}
+SCOPED_LANDLOCK = 6  # the first version that also cuts off signals and abstract sockets
+OWN = 8  # processes that a kernel may see before a cell has started any: init, itself, and room for helpers
+PATIENCE = 60.0  # seconds for a kernel to start, and again to answer
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    layer: str
+    verdict: str
+    cause: str = ""
+    remedy: str = ""
+
+
+# ---- from outside ----------------------------------------------------------------------------------------------------
+
+
+def examine(profile: Profile, host: host_facts.Host, *, delegation: bool = False, compiler: str = "") -> list[Finding]:
+    """One finding for each layer of the profile, and for what else makes a sandbox weaker than it could be.
+
+    `delegation`: systemd's user manager can be asked for a cgroup. `compiler`: why no filter can be compiled, if so.
+    """
+    findings = []
+    for layer in LAYERS:
+        wanted = getattr(profile.layers, layer)
+        cause, remedy = host.lacks(layer)
+        if layer == "seccomp" and not cause and compiler:
+            cause, remedy = compiler, "apt-get install libseccomp2"
+        if wanted == "off":
+            findings.append(Finding(layer, WEAK, f"the profile {profile.name} switches it off", f'{layer} = "require"'))
+        elif layer == "cgroup" and cause and delegation:
+            findings.append(Finding(layer, PASS, "systemd's user manager will be asked for one"))
+        elif cause:
+            findings.append(Finding(layer, FAIL if wanted == "require" else WEAK, cause, remedy))
+        else:
+            findings.append(_limits_of(layer, host))
+    for name, loss in (
+        ("copy_on_write", "no workspace can be copy-on-write"),
+        ("idmap", "files in a workspace cannot keep their owner"),
+    ):
+        cause, remedy = host.lacks(name)
+        if cause:
+            findings.append(Finding(name, WEAK, f"{loss}: {cause}", remedy))
+    return findings
+
+
+def _limits_of(layer: str, host: host_facts.Host) -> Finding:
+    """A layer that is there, if not in full."""
+    if layer == "landlock" and host.landlock_abi < SCOPED_LANDLOCK:
+        cause = f"version {host.landlock_abi} of {SCOPED_LANDLOCK}: signals and abstract sockets are left to namespaces"
+        return Finding(layer, WEAK, cause, "use linux 6.12 or newer")
+    if layer == "seccomp" and not host.can("seccomp_notify"):
+        cause, remedy = host.lacks("seccomp_notify")
+        return Finding(layer, WEAK, f"refused calls cannot be told: {cause}", remedy)
+    return Finding(layer, PASS, {"cgroup": host.cgroup, "landlock": f"version {host.landlock_abi}"}.get(layer, ""))
+
+
+def _compiler() -> str:
+    """Why no filter can be compiled; empty when it can."""
+    try:
+        import pyseccomp  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
+        return f"libseccomp cannot be loaded ({error})"
+    return ""
+
+
+# ---- from inside -----------------------------------------------------------------------------------------------------
+
+# Run as a cell. `home` maps the names in the home folder of whoever runs the server to inode and time of change.
+FIELDS = ("Seccomp", "NoNewPrivs", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+CELL = """
+import ctypes, json, os, sys
+home, files = {home!r}, {files!r}
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
+facts = {{name: status[name].strip() for name in {fields!r}}}
+facts["uid"] = os.getuid()
+facts["processes"] = {{pid: open(f"/proc/{{pid}}/comm").read().strip() for pid in os.listdir("/proc") if pid.isdigit()}}
+facts["shadow"] = os.path.lexists("/etc/shadow")
+needed = [os.path.realpath(path) for path in (*sys.path, sys.prefix, sys.base_prefix, sys.executable) if path]
+def same(name, inode, changed):
+    try:
+        found = os.lstat(os.path.join(home, name))
+    except OSError:
+        return False
+    return [found.st_ino, found.st_mtime_ns] == [inode, changed]
+facts["home"] = [
+    name for name, (inode, changed) in files.items() if same(name, inode, changed)
+    and not any((path + "/").startswith(os.path.join(os.path.realpath(home), name) + "/") for path in needed)
+]
+facts["environment"] = dict(os.environ)
+facts["interfaces"] = [line.split(":")[0].strip() for line in open("/proc/net/dev").read().splitlines()[2:]]
+libc = ctypes.CDLL(None, use_errno=True)
+facts["unshare"] = 0 if libc.unshare(0x10000000) == 0 else ctypes.get_errno()
+print(json.dumps(facts))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a kernel must find when it looks around. `says` shows what it found."""
+
+    name: str
+    holds: Callable[[dict[str, Any]], bool]
+    says: Callable[[dict[str, Any]], str]
+
+
+def _no_capability(facts: dict[str, Any]) -> bool:
+    return not any(int(facts[name], 16) for name in FIELDS if name.startswith("Cap"))
+
+
+def _checks(token: str) -> tuple[Check, ...]:
+    def leaked(facts: dict[str, Any]) -> list[str]:
+        return [name for name, value in facts["environment"].items() if token in value or name.endswith("_TOKEN")]
+
+    return (
+        Check("seccomp filter", lambda f: f["Seccomp"] == "2", lambda f: f"Seccomp {f['Seccomp']}"),
+        Check("no new privileges", lambda f: f["NoNewPrivs"] == "1", lambda f: f"NoNewPrivs {f['NoNewPrivs']}"),
+        Check("no capability", _no_capability, lambda f: f"CapEff {f['CapEff']}, CapBnd {f['CapBnd']}"),
+        Check("not root", lambda f: f["uid"] != 0, lambda f: f"uid {f['uid']}"),
+        Check("own processes only", lambda f: len(f["processes"]) <= OWN, _processes),
+        Check("no /etc/shadow", lambda f: not f["shadow"], lambda f: "visible" if f["shadow"] else "absent"),
+        Check(
+            "no home folder", lambda f: not f["home"], lambda f: f"visible: {', '.join(f['home'])}" * bool(f["home"])
+        ),
+        Check("no token", lambda f: not leaked(f), lambda f: f"{len(f['environment'])} variables {leaked(f) or ''}"),
+        Check("no network", lambda f: f["interfaces"] in ([], ["lo"]), lambda f: ", ".join(f["interfaces"])),
+        Check("unshare refused", lambda f: f["unshare"] != 0, lambda f: f"errno {f['unshare']}"),
+    )
+
+
+def _processes(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{pid} {name}" for pid, name in list(facts["processes"].items())[: OWN + 1])
+
+
+def judge(facts: dict[str, Any], token: str) -> list[Finding]:
+    """What a kernel found inside, held against what it must find."""
+    repair = "this is a fault of Isolated Python: please report it with the output of `jupyter isolated doctor --json`"
+    return [
+        Finding(check.name, PASS, check.says(facts))
+        if check.holds(facts)
+        else Finding(check.name, FAIL, check.says(facts), repair)
+        for check in _checks(token)
+    ]
+
+
+def look_inside() -> list[Finding]:
+    """Start a kernel as Jupyter would, and let a cell look around."""
+    from jupyter_client.kernelspec import NoSuchKernel
+    from jupyter_client.manager import KernelManager
+
+    token = secrets.token_hex(16)
+    manager = KernelManager(kernel_name="isolated-python")
+    with tempfile.TemporaryDirectory(prefix="isolated-doctor-") as workspace:
+        try:
+            manager.start_kernel(cwd=workspace, env={"PATH": "/usr/local/bin:/usr/bin:/bin", "JUPYTER_TOKEN": token})
+            try:
+                return judge(json.loads(_ask(manager)), token)
+            finally:
+                manager.shutdown_kernel(now=True)
+        except NoSuchKernel:
+            return [Finding("kernel", FAIL, "Jupyter knows no kernel isolated-python", "jupyter isolated install")]
+        except IsolatedPythonError as error:
+            return [Finding("kernel", FAIL, error.message, error.remedy)]
+        except (OSError, RuntimeError, TimeoutError, ValueError) as error:
+            return [Finding("kernel", FAIL, f"no kernel answers ({error})", "look at the server's log")]
+
+
+def _ask(manager: Any) -> str:
+    """What the cell prints."""
+    printed: list[str] = []
+
+    def hear(message: dict[str, Any]) -> None:
+        if message["msg_type"] == "stream":
+            printed.append(message["content"]["text"])
+        elif message["msg_type"] == "error":
+            raise RuntimeError(message["content"]["evalue"])
+
+    client = manager.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=PATIENCE)
+        client.execute_interactive(_cell(Path.home()), output_hook=hear, timeout=PATIENCE, store_history=False)
+    finally:
+        client.stop_channels()
+    return "".join(printed)
+
+
+def _cell(home: Path) -> str:
+    files = {}
+    for path in home.iterdir() if home.is_dir() else ():
+        about = path.lstat()
+        if not stat.S_ISLNK(about.st_mode):
+            files[path.name] = [about.st_ino, about.st_mtime_ns]
+    return CELL.format(home=str(home), files=files, fields=FIELDS)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--probe", is_flag=True, help="Start a kernel, and ask from the inside.")
+def doctor(as_json: bool, probe: bool) -> None:
+    """Say what this machine can give, layer by layer, and what repairs the rest.
+
+    Ends with 0 when the profile `standard` can be had here, with 1 when something it requires is missing.
+    """
+    host = host_facts.probe()
+    outside = examine(Profile(), host, delegation=systemd.wanted(), compiler=_compiler())
+    inside = look_inside() if probe else []
+    if as_json:
+        report = {"host": host.to_wire(), "layers": [asdict(f) for f in outside], "inside": [asdict(f) for f in inside]}
+        click.echo(json.dumps(report, indent=2))
+    else:
+        who = "root" if host.root else f"uid {host.uid}"
+        show(f"Linux {host.release}, {host.machine}, as {who}", outside)
+        if inside:
+            show("From inside a kernel", inside)
+    sys.exit(any(finding.verdict == FAIL for finding in outside + inside))
+
+
+def show(title: str, findings: list[Finding]) -> None:
+    """The findings as a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("layer", "", "why", "what repairs it", title=title, title_justify="left", box=None, pad_edge=False)
+    for finding in findings:
+        verdict = Text(finding.verdict, style=COLOURS[finding.verdict])
+        # As plain texts: a bracket in a cause is no markup.
+        table.add_row(Text(finding.layer), verdict, Text(finding.cause), Text(finding.remedy))
+    Console().print(table)
