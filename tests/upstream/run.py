@@ -123,7 +123,8 @@ def run(name: str, *, stock: bool, verbose: bool) -> dict[str, tuple[str, str]]:
         os.chmod(home, 0o755)
         record = Path(home, "record.jsonl")
         record.touch()
-        options = f"-q -p no:cacheprovider -p no:randomly -o addopts= --timeout={EACH} {QUIET}".split()
+        options = f"-q -p no:cacheprovider -p no:randomly -o addopts= {QUIET} --timeout={EACH}".split()
+        options += ["--timeout-method=signal"]  # the other method ends the whole run, and with it what is to come
         options += [f"--rootdir={folder}", f"--confcutdir={folder}", "-c", str(folder / "pyproject.toml")]
         options += [] if stock else [f"--deselect={node}" for node in refused_by_design(name)]
         command = [sys.executable, str(HERE / "inside.py"), str(record), *options, *suite.options, *suite.tests]
