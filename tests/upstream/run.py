@@ -142,8 +142,11 @@ def run(name: str, *, stock: bool, verbose: bool) -> dict[str, tuple[str, str]]:
             try:
                 process.wait(BUDGET)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                pass
+            finally:  # also when this program is told to end
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
         for line in record.read_text().splitlines():
             node, outcome, reason = json.loads(line)
             if outcomes.get(node, ("", ""))[0] != "failed":  # a failed set-up or subtest is not undone by what follows
@@ -162,6 +165,7 @@ def main() -> int:
     parser.add_argument("--stock", action="store_true", help="without our provisioner: the yardstick")
     parser.add_argument("--verbose", action="store_true", help="pytest's own output, as it comes")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     names = asked.suite or [name for name, suite in SUITES.items() if suite.stock or not asked.stock]
     CACHE.mkdir(parents=True, exist_ok=True)
     total = dict.fromkeys(("passed", "failed", "skipped"), 0)
