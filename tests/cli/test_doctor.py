@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from isolated_python.cli import doctor
+from isolated_python.linux import host
 from isolated_python.linux.host import Host, Lack
 from isolated_python.policy.profile import LAYERS, Layers, Profile
 
@@ -21,8 +22,8 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", PROGRAM, *options], capture_output=True, text=True, timeout=100)
 
 
-def found(host: Host, profile: Profile | None = None, **more: bool | str) -> dict[str, doctor.Finding]:
-    findings = doctor.examine(profile or Profile(), host, **more)  # type: ignore[arg-type]
+def found(machine: Host, profile: Profile | None = None, **more: bool | str) -> dict[str, doctor.Finding]:
+    findings = doctor.examine(profile or Profile(), machine, **more)  # type: ignore[arg-type]
     return {finding.layer: finding for finding in findings}
 
 
@@ -89,6 +90,16 @@ def test_an_ordinary_user_on_cgroup_v1_is_told_what_repairs_it(ordinary) -> None
     done = ordinary.python(f"import sys; sys.argv[1:] = ['--json']; {PROGRAM}", check=False)
     cgroup = next(finding for finding in json.loads(done.stdout)["layers"] if finding["layer"] == "cgroup")
     assert cgroup["verdict"] == "PASS" or (done.returncode == 1 and 'cgroup = "prefer"' in cgroup["remedy"])
+
+
+@pytest.mark.skipif(not host.probe().can("cgroup"), reason="no kernel starts here without cgroup")
+def test_a_kernel_looks_around_inside_and_finds_nothing() -> None:
+    """A real kernel, started as Jupyter starts it, with a token in its server's environment."""
+    done = run("--probe", "--json")
+    report = json.loads(done.stdout)
+    assert [finding for finding in report["inside"] if finding["verdict"] != "PASS"] == []
+    assert len(report["inside"]) > 5
+    assert done.returncode == 0, done.stderr
 
 
 def test_bad_usage_ends_with_2() -> None:

@@ -167,12 +167,14 @@ def test_kill_ends_a_storm_of_forks(parent: cgroup.Parent) -> None:
     """Processes that only fork and exit, faster than a list of them can be read, are all caught."""
     group = parent.group("storm", Resources(processes=64))
     storm = (
-        "import os\nprint('here', flush=True)\nwhile True:\n"
-        "    try:\n        if os.fork(): os._exit(0)\n        os.fork()\n    except OSError: pass"
+        "import os\nn = 0\nwhile True:\n    n += 1\n    try:\n"
+        "        if n == 100: print('here', flush=True)\n"
+        "        if os.fork(): os._exit(0)\n        os.fork()\n    except OSError: pass"
     )
     child = Child(storm)
     group.attach(child.pid)
     assert child.line() == "here"
+    assert group.events().processes_refused > 0, "it has not grown to its limit"
 
     group.kill()
     group.remove()
