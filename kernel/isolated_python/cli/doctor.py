@@ -246,7 +246,9 @@ def show(title: str, findings: list[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("layer", "", "why", "what repairs it", title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("layer", "", "why", "what repairs it"):
+        table.add_column(heading, overflow="fold")  # a command that is cut short repairs nothing
     for finding in findings:
         verdict = Text(finding.verdict, style=COLOURS[finding.verdict])
         # As plain texts: a bracket in a cause is no markup.
