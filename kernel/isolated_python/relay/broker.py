@@ -1,0 +1,439 @@
+"""One loop that moves bytes between clients and kernels, past the rules, with a bound on all that waits."""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import itertools
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from isolated_python.errors import ProtocolError
+from isolated_python.linux import packets
+from isolated_python.relay.confine import confine
+from isolated_python.relay.messages import Cells
+from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, WAITING, Bounds, Refused
+from isolated_python.relay.zmtp import Walk
+
+IN, OUT = select.EPOLLIN, select.EPOLLOUT
+CHUNK = 1 << 18  # bytes of one read
+PIPE = 1 << 20  # bytes of a pipe that large bodies go through
+RETRY = 0.02  # seconds between two tries to reach a kernel that does not listen yet
+FEW = 8  # unused sockets of a sandbox's network, below which more are asked for
+FAREWELL = 0.5  # seconds that clients have to take the last message of a dead kernel
+SPLICE_FROM = 1 << 17  # bytes left of a body, from which it is moved without being copied
+
+
+class End:
+    """One side of a connection: its socket, the walk along what it says, and what waits to be written to it."""
+
+    def __init__(self, link: Link, side: str, peer_socket: socket.socket) -> None:
+        self.link, self.side, self.socket = link, side, peer_socket
+        self.out = bytearray()
+        self.mask = 0
+        self.open = True
+        self.paused = False  # over its rate
+        self.pipe: tuple[int, int] | None = None
+        self.piped = 0  # bytes from here that lie in the pipe, on their way to the other side
+        kernel, channel = link.kernel, link.channel
+        bounds = Bounds(channel, side, kernel.channels["message"], kernel.channels["frames"])
+        inspect = None
+        if (channel, side) == ("shell", CLIENT):
+            inspect = kernel.cell_asked
+        elif (channel, side) == ("iopub", KERNEL):
+            inspect = kernel.cell_published
+        self.walk = Walk(bounds, inspect)
+        self.spent_bytes = self.spent_messages = 0
+        self.window = 0.0
+
+    @property
+    def other(self) -> End | None:
+        return self.link.client if self.side == KERNEL else self.link.kernel_end
+
+
+class Link:
+    """A client's connection to one channel of a kernel, and the one that was opened for it on the other side."""
+
+    def __init__(self, kernel: Kernel, channel: str, client: socket.socket) -> None:
+        self.kernel, self.channel = kernel, channel
+        self.client = End(self, CLIENT, client)
+        self.kernel_end: End | None = None
+        self.began = time.monotonic()
+
+
+class Kernel:
+    """The door of one kernel, and all that has come through it."""
+
+    def __init__(self, broker: Broker, name: str, order: dict[str, Any], listeners: list[socket.socket]) -> None:
+        self.broker, self.name, self.key = broker, name, str(order["key"])
+        self.channels, self.listeners = order["channels"], listeners
+        self.target: dict[str, Any] | None = None
+        self.sockets: list[int] = []
+        self.links: list[Link] = []
+        self.cells = Cells()
+        self.told: dict[str, list[float]] = {}
+        self.wanted = False
+        self.last_activity = 0.0
+
+    def cell_asked(self, frames: list[bytes]) -> None:
+        cell = self.cells.asked(frames)
+        now = time.monotonic()
+        if cell and now - self.last_activity > 0.1:
+            self.last_activity = now
+            self.broker.tell({"event": "activity", "kernel": self.name, "msg_id": cell})
+
+    def cell_published(self, frames: list[bytes]) -> None:
+        if self.cells.published(frames):
+            self.broker.tell({"event": "idle", "kernel": self.name})
+
+
+class Broker:
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.poll = select.epoll()
+        self.kernels: dict[str, Kernel] = {}
+        self.handlers: dict[int, Callable[[int], None]] = {}
+        self.timers: list[tuple[float, int, Callable[[], None]]] = []
+        self.numbers = itertools.count()
+
+    # ---- the supervisor --------------------------------------------------------------------------------------------
+
+    def obey(self, _: int = 0) -> None:
+        order, descriptors = packets.receive(self.control)
+        if order is None:
+            os._exit(0)
+        verb, name = order["verb"], str(order.get("kernel"))
+        if verb == "open":
+            listeners = [socket.socket(fileno=number) for number in descriptors]
+            for listener in listeners:
+                listener.setblocking(False)
+            self.kernels[name] = Kernel(self, name, order, listeners)
+            return
+        kernel = self.kernels.get(name)
+        if kernel is None:
+            for number in descriptors:
+                os.close(number)
+            return
+        if verb == "target":
+            kernel.target, kernel.sockets, kernel.wanted = order, descriptors, False
+            for channel, listener in zip(CHANNELS, kernel.listeners, strict=True):
+                self._watch(listener, IN, lambda _, c=channel, one=listener: self.accept(kernel, c, one))  # type: ignore[misc]
+        elif verb == "sockets":
+            kernel.sockets += descriptors
+            kernel.wanted = False
+        elif verb == "detach":
+            self.detach(kernel)
+        elif verb == "insert":
+            self.insert(kernel, order)
+        elif verb == "close":
+            self.detach(kernel)
+            for listener in kernel.listeners:
+                listener.close()
+            del self.kernels[name]
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Never waits: a supervisor that does not listen loses what it would have been told."""
+        try:
+            socket.send_fds(self.control, [_encoded(message)], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+
+    def detach(self, kernel: Kernel) -> None:
+        """The kernel is gone: nobody is served until there is another. New connections wait in the backlog."""
+        if kernel.target is not None:
+            kernel.target = None
+            for listener in kernel.listeners:
+                self._forget(listener.fileno())
+        for link in [*kernel.links]:
+            self.close(link)
+        for number in kernel.sockets:
+            os.close(number)
+        kernel.sockets, kernel.cells = [], Cells()
+
+    def insert(self, kernel: Kernel, order: dict[str, Any]) -> None:
+        """Tell the running cell why its kernel died, on every connection where a message may stand now."""
+        if kernel.cells.running is not None:
+            said = kernel.cells.epitaph(kernel.key, order["ename"], order["evalue"], order["traceback"])
+            for link in [*kernel.links]:
+                if link.channel != "iopub" or link.kernel_end is None:
+                    continue
+                if link.kernel_end.walk.between:
+                    self.write(link.client, said)
+                else:
+                    self.close(link)
+        self._when_flushed(kernel, time.monotonic() + FAREWELL)
+
+    def _when_flushed(self, kernel: Kernel, deadline: float) -> None:
+        waiting = any(link.client.out for link in kernel.links if link.channel == "iopub")
+        if waiting and time.monotonic() < deadline:
+            self._later(0.01, lambda: self._when_flushed(kernel, deadline))
+        else:
+            self.tell({"event": "inserted", "kernel": kernel.name})
+
+    # ---- connections -----------------------------------------------------------------------------------------------
+
+    def accept(self, kernel: Kernel, channel: str, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        client.setblocking(False)
+        if len(kernel.links) >= kernel.channels["connections"]:
+            client.close()
+            self.refuse(kernel, channel, "connections")
+            return
+        link = Link(kernel, channel, client)
+        kernel.links.append(link)
+        self._later(kernel.channels["handshake"], lambda: self._still_shaking(link))
+        self.reach(link)
+
+    def reach(self, link: Link) -> None:
+        """Open the kernel's side of a connection; try again while the kernel does not listen yet."""
+        kernel = link.kernel
+        if kernel.target is None or link not in kernel.links:
+            return
+        number = CHANNELS.index(link.channel)
+        if kernel.target["kind"] == "unix":
+            inside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            address: Any = kernel.target["paths"][number]
+        else:
+            if len(kernel.sockets) < FEW and not kernel.wanted:
+                kernel.wanted = True
+                self.tell({"event": "want", "kernel": kernel.name, "count": 16})
+            if not kernel.sockets:
+                self._later(RETRY, lambda: self.reach(link))
+                return
+            inside = socket.socket(fileno=kernel.sockets.pop())
+            address = ("127.0.0.1", kernel.target["ports"][number])
+        inside.setblocking(False)
+        try:
+            # Within one host: connecting either works at once or will not work now.
+            failure = inside.connect_ex(address)
+        except OSError as error:
+            failure = error.errno or errno.EIO
+        if failure in (0, errno.EINPROGRESS):
+            link.kernel_end = End(link, KERNEL, inside)
+            self._serve(link.kernel_end)
+            self._serve(link.client)
+        elif failure in (errno.ECONNREFUSED, errno.EAGAIN) and kernel.target["kind"] == "inet":
+            kernel.sockets.append(inside.detach())  # on Linux a refused socket may try again
+            self._later(RETRY, lambda: self.reach(link))
+        else:
+            inside.close()
+            self.close(link)
+
+    def _serve(self, end: End) -> None:
+        self._watch(end.socket, 0, lambda events: self.happened(end, events))
+        self.adjust(end)
+
+    def _still_shaking(self, link: Link) -> None:
+        if link in link.kernel.links and not link.client.walk.ready:
+            self.refuse(link.kernel, link.channel, "handshake time")
+            self.close(link)
+
+    def happened(self, end: End, events: int) -> None:
+        try:
+            if events & OUT:
+                self.flush(end)
+            if events & ~OUT and end.open and end.mask & IN:
+                self.read(end)
+            elif events & (select.EPOLLHUP | select.EPOLLERR) and end.open and not end.paused:
+                self.gone(end)
+        except Refused as refused:
+            self.refuse(end.link.kernel, end.link.channel, f"{refused.rule} ({end.side})")
+            self.close(end.link)
+        except OSError:
+            self.gone(end)
+
+    def read(self, end: End) -> None:
+        other = end.other
+        assert other is not None
+        if end.walk.passing >= SPLICE_FROM and not other.out and other.open:
+            if self.splice(end, other):
+                return
+        try:
+            data = end.socket.recv(CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            self.gone(end)
+            return
+        through = end.walk.feed(data)
+        if through:
+            self.write(other, through)
+        if end.link.channel == "iopub" and end.side == KERNEL:
+            self.spend(end, len(data))
+
+    def splice(self, end: End, other: End) -> bool:
+        """Move a part of a large body through a pipe, without looking at it. False: it has to be read."""
+        if end.pipe is None:
+            end.pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        if not end.piped:
+            try:
+                moved = os.splice(end.socket.fileno(), end.pipe[1], min(end.walk.passing, PIPE))
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not moved:
+                self.gone(end)
+                return True
+            end.walk.skip(moved)
+            end.piped = moved
+            if end.link.channel == "iopub" and end.side == KERNEL:
+                self.spend(end, moved)
+        self.drain(end, other)
+        return True
+
+    def drain(self, end: End, other: End) -> None:
+        """Empty the pipe of `end` into the other side."""
+        assert end.pipe is not None
+        while end.piped:
+            try:
+                end.piped -= os.splice(end.pipe[0], other.socket.fileno(), end.piped)
+            except BlockingIOError:
+                break
+        self.adjust(other)
+        self.adjust(end)
+
+    def write(self, end: End, data: bytes) -> None:
+        if not end.open:
+            return
+        if not end.out:
+            try:
+                sent = end.socket.send(data, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                sent = 0
+            data = data[sent:]
+        if data:
+            end.out += data
+            self.adjust(end)
+            if end.other is not None:
+                self.adjust(end.other)
+
+    def flush(self, end: End) -> None:
+        other = end.other
+        if other is not None and other.piped:
+            self.drain(other, end)
+            return
+        if end.out:
+            sent = end.socket.send(memoryview(end.out)[:CHUNK], socket.MSG_NOSIGNAL)
+            del end.out[:sent]
+        self.adjust(end)
+        if other is not None:
+            self.adjust(other)
+
+    def adjust(self, end: End) -> None:
+        """Listen to an end only while there is room for what it says: so a slow reader slows the one who talks."""
+        other = end.other
+        if not end.open:
+            return
+        mask = OUT if end.out or (other is not None and other.piped) else 0
+        if other is not None and len(other.out) < WAITING and not end.piped and not end.paused:
+            mask |= IN
+        if mask != end.mask:
+            end.mask = mask
+            self.poll.modify(end.socket.fileno(), mask)
+
+    def spend(self, end: End, count: int) -> None:
+        """The output of a kernel has a rate. Above it nobody listens to that kernel for the rest of the second."""
+        now = time.monotonic()
+        if now - end.window >= 1.0:
+            end.window, end.spent_bytes, end.spent_messages = now, 0, end.walk.messages
+        end.spent_bytes += count
+        channels = end.link.kernel.channels
+        over = end.spent_bytes > channels["output_rate"]
+        if over or end.walk.messages - end.spent_messages > channels["output_messages"]:
+            end.paused = True
+            self.adjust(end)
+            self._later(end.window + 1.0 - now, lambda: self._resume(end))
+            self.refuse(end.link.kernel, "iopub", "output rate")
+
+    def _resume(self, end: End) -> None:
+        end.paused = False
+        self.adjust(end)
+
+    def gone(self, end: End) -> None:
+        """One side has closed. A dead kernel's clients of iopub stay, to be told why."""
+        link = end.link
+        if end.side == KERNEL and link.channel == "iopub" and link.client.open:
+            self._close(end)
+            self.adjust(link.client)
+        else:
+            self.close(link)
+
+    def close(self, link: Link) -> None:
+        for end in (link.client, link.kernel_end):
+            if end is not None and end.open:
+                self._close(end)
+        if link in link.kernel.links:
+            link.kernel.links.remove(link)
+
+    def _close(self, end: End) -> None:
+        end.open = False
+        self._forget(end.socket.fileno())
+        end.socket.close()
+        for number in end.pipe or ():
+            os.close(number)
+        end.pipe, end.piped = None, 0
+
+    def refuse(self, kernel: Kernel, channel: str, rule: str) -> None:
+        """Tell the supervisor, at most once a second for each rule, and how often it was since."""
+        count = kernel.told.setdefault(rule, [0.0, 0.0])
+        count[1] += 1
+        if time.monotonic() - count[0] >= 1.0:
+            message = {"event": "refused", "kernel": kernel.name, "channel": channel, "rule": rule, "count": int(count[1])}
+            self.tell(message)
+            count[:] = [time.monotonic(), 0.0]
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def _watch(self, one: socket.socket, mask: int, do: Callable[[int], None]) -> None:
+        self.poll.register(one.fileno(), mask)
+        self.handlers[one.fileno()] = do
+
+    def _forget(self, number: int) -> None:
+        if self.handlers.pop(number, None) is not None:
+            self.poll.unregister(number)
+
+    def _later(self, seconds: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self.timers, (time.monotonic() + seconds, next(self.numbers), do))
+
+    def serve(self) -> None:
+        self._watch(self.control, IN, self.obey)
+        while True:
+            wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else None
+            for number, events in self.poll.poll(wait):
+                do = self.handlers.get(number)
+                if do is not None:
+                    do(events)
+            while self.timers and self.timers[0][0] <= time.monotonic():
+                heapq.heappop(self.timers)[2]()
+
+
+def _encoded(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def main() -> None:
+    """Confine ourselves as the supervisor says, then serve it. Descriptors: 3 its socket, 4 the kernels' folder."""
+    control = socket.socket(fileno=3)
+    control.set_inheritable(False)
+    order, descriptors = packets.receive(control)
+    if order is None:
+        return
+    if order.get("verb") != "hello":
+        raise ProtocolError("the first word of the supervisor is not hello")
+    program = b""
+    while part := os.read(descriptors[0], 1 << 16):
+        program += part
+    os.close(descriptors[0])
+    confine(4, order["uid"], program)
+    broker = Broker(control)
+    broker.tell({"event": "ready"})
+    broker.serve()

@@ -1,0 +1,83 @@
+"""Jupyter's messages, as far as the relay must know them: which cell runs, and what it is told when its kernel dies."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import time
+from typing import Any
+
+from isolated_python.relay import zmtp
+
+DELIMITER = b"<IDS|MSG>"
+LONGEST_ID = 64  # characters of a message's id that we repeat to others
+
+
+class Cells:
+    """Follows the cells of one kernel: asked on shell, busy until iopub says idle."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, Any] | None = None  # the header of the request
+        self.topic, self.session = b"kernel", ""
+
+    def asked(self, frames: list[bytes]) -> str:
+        """A message of a client on shell. Returns its id if it is a cell, else an empty string."""
+        header = _part(frames, 2)
+        if header.get("msg_type") != "execute_request":
+            return ""
+        self.running = header
+        return printable(header.get("msg_id"))
+
+    def published(self, frames: list[bytes]) -> bool:
+        """A message of the kernel on iopub. True: the running cell has ended."""
+        if not frames or not frames[0].endswith(b".status"):
+            return False
+        self.topic = frames[0][: -len(b".status")][:200]
+        self.session = str(_part(frames, 2).get("session", ""))[:100]
+        parent, content = _part(frames, 3), _part(frames, 5)
+        running = self.running
+        if running and content.get("execution_state") == "idle" and parent.get("msg_id") == running.get("msg_id"):
+            self.running = None
+            return True
+        return False
+
+    def epitaph(self, key: str, ename: str, evalue: str, traceback: list[str]) -> bytes:
+        """What the running cell is told, as frames: an error, then that it is idle."""
+        parent, self.running = self.running or {}, None
+        error = {"ename": ename, "evalue": evalue, "traceback": traceback}
+        return self._message(key, parent, "error", error) + self._message(
+            key, parent, "status", {"execution_state": "idle"}
+        )
+
+    def _message(self, key: str, parent: dict[str, Any], kind: str, content: dict[str, Any]) -> bytes:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
+        header = {
+            "msg_id": os.urandom(16).hex(),
+            "session": self.session,
+            "username": "user",
+            "date": now,
+            "msg_type": kind,
+            "version": "5.3",
+        }
+        parts = [json.dumps(part).encode() for part in (header, parent, {}, content)]
+        sign = hmac.new(key.encode(), digestmod=hashlib.sha256)
+        for part in parts:
+            sign.update(part)
+        signature = sign.hexdigest().encode() if key else b""
+        frames = [self.topic + b"." + kind.encode(), DELIMITER, signature, *parts]
+        return b"".join(zmtp.frame(body, more=body is not frames[-1]) for body in frames)
+
+
+def _part(frames: list[bytes], place: int) -> dict[str, Any]:
+    """A part of a message by its place after the delimiter (1 signature, 2 header, 3 parent, 4 metadata, 5 content)."""
+    try:
+        part = json.loads(frames[frames.index(DELIMITER) + place])
+    except (ValueError, IndexError, RecursionError):
+        return {}
+    return part if isinstance(part, dict) else {}
+
+
+def printable(value: object) -> str:
+    return "".join(letter for letter in str(value)[:LONGEST_ID] if letter.isprintable())

@@ -1,0 +1,194 @@
+"""
+A walk along a ZMTP 3 stream: reads what it says about itself, checks it before anything of it is let through.
+
+Sans-IO: bytes go in, the same bytes come out, later or never. rfc.zeromq.org/spec/23, /spec/37
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from isolated_python.relay.rules import COMMANDS, HEARTBEAT, LONGEST_COMMAND, SOCKET_TYPES, WHOLE, Bounds, Refused
+
+GREETING = 64
+MORE, LONG, COMMAND = 1, 2, 4
+NULL = b"NULL".ljust(20, b"\0")
+
+Inspect = Callable[[list[bytes]], None]
+
+
+class Walk:
+    """One direction of one connection.
+
+    `inspect` is called with the frames of every message that is small enough to be held whole, and with the first
+    frames of one that is not.
+    """
+
+    def __init__(self, bounds: Bounds, inspect: Inspect | None = None) -> None:
+        self.bounds, self.inspect = bounds, inspect
+        self.greeted = 0  # bytes of the greeting that have passed
+        self.ready = False
+        self.held = bytearray()  # of the current message, not let through yet
+        self.scanned = 0  # bytes of `held` that have been read
+        self.passing = 0  # bytes of a large frame's body still to come: let through as they are
+        self.torn = False  # a part of the current message is through already
+        self.frames = 0
+        self.size = 0
+        self.seen: list[bytes] = []
+        self.messages = 0
+
+    @property
+    def between(self) -> bool:
+        """Whether the stream stands between two messages, so that another could be put in."""
+        return self.ready and not self.torn
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what a peer said; returns what may go on. Raises Refused; then nothing of it may."""
+        out = []
+        if self.greeted < GREETING:
+            part, data = data[: GREETING - self.greeted], data[GREETING - self.greeted :]
+            self._greet(part)
+            out.append(part)
+        if self.passing and data:
+            part, data = data[: self.passing], data[self.passing :]
+            self.passing -= len(part)
+            out.append(part)
+            if not self.passing and not self._more:
+                self._end()
+        if data:
+            self.held += data
+            out.append(self._scan())
+        return b"".join(out)
+
+    def skip(self, count: int) -> None:
+        """`count` bytes of a large body went by without us."""
+        self.passing -= count
+        if not self.passing and not self._more:
+            self._end()
+
+    def _greet(self, part: bytes) -> None:
+        """Byte by byte as it comes: each side of libzmq waits for the other's first ten before it goes on."""
+        for place, byte in enumerate(part, self.greeted):
+            if (place == 0 and byte != 0xFF) or (place == 9 and byte & 1 == 0):
+                raise Refused("not ZMTP")
+            if place == 10 and byte < 3:
+                raise Refused("ZMTP older than 3")
+            if 12 <= place < 32 and byte != NULL[place - 12]:
+                raise Refused("a mechanism other than NULL")
+            if place >= 33 and byte:
+                raise Refused("greeting")
+        self.greeted += len(part)
+
+    _more = False
+
+    def _scan(self) -> bytes:
+        """Read frames from what is held; returns the bytes of all messages that are complete by now."""
+        held, through = self.held, 0
+        while True:
+            start = self.scanned
+            if len(held) - start < 2:
+                break
+            flags = held[start]
+            if flags & ~(MORE | LONG | COMMAND):
+                raise Refused("unknown flags")
+            head = 9 if flags & LONG else 2
+            if len(held) - start < head:
+                break
+            length = int.from_bytes(held[start + 1 : start + head], "big")
+            body = start + head
+            if flags & COMMAND:
+                if flags & MORE or length > LONGEST_COMMAND or self.frames:
+                    raise Refused("command")
+                if len(held) - body < length:
+                    break
+                self._command(bytes(held[body : body + length]))
+                self.scanned = through = body + length
+                continue
+            self._count(length)
+            if len(held) - body < length:
+                if self.size <= WHOLE:
+                    self._uncount(length)
+                    break
+                # Too large to be held: what there is goes on, the rest will pass as it comes.
+                self._more = bool(flags & MORE)
+                self.passing = length - (len(held) - body)
+                self._tear()
+                through = len(held)
+                break
+            if self.inspect is not None and not self.torn:
+                self.seen.append(bytes(held[body : body + length]))
+            self.scanned = body + length
+            if not flags & MORE:
+                self._end()
+                through = self.scanned
+            elif self.size > WHOLE:
+                self._tear()
+                through = self.scanned
+            elif self.torn:
+                through = self.scanned
+        out = bytes(held[:through])
+        del held[:through]
+        self.scanned = max(0, self.scanned - through)
+        return out
+
+    def _count(self, length: int) -> None:
+        """Before a byte of the frame's body is waited for."""
+        if not self.ready:
+            raise Refused("a message before READY")
+        self.frames += 1
+        self.size += length
+        most = HEARTBEAT if self.bounds.channel == "hb" else self.bounds.message
+        if self.size > most:
+            raise Refused("message size")
+        if self.frames > self.bounds.frames:
+            raise Refused("frames in a message")
+
+    def _uncount(self, length: int) -> None:
+        self.frames -= 1
+        self.size -= length
+
+    def _tear(self) -> None:
+        if not self.torn and self.inspect is not None and self.seen:
+            self.inspect(self.seen)
+        self.torn, self.seen = True, []
+
+    def _end(self) -> None:
+        if self.inspect is not None and not self.torn:
+            self.inspect(self.seen)
+        self.frames = self.size = 0
+        self.torn, self.seen = False, []
+        self.messages += 1
+
+    def _command(self, body: bytes) -> None:
+        name = body[1 : 1 + body[0]] if body else b""
+        if name not in COMMANDS or len(body) > COMMANDS[name] + 16:
+            raise Refused("command")
+        if (name == b"READY") == self.ready or (not self.ready and name not in (b"READY", b"ERROR")):
+            raise Refused("handshake")
+        if name == b"READY":
+            kind = properties(body[1 + len(name) :]).get(b"socket-type", b"")
+            if kind not in SOCKET_TYPES[self.bounds.channel, self.bounds.side]:
+                raise Refused("socket type")
+            self.ready = True
+
+
+def properties(data: bytes) -> dict[bytes, bytes]:
+    """The metadata of READY: names in lower case. Raises Refused where a length does not fit."""
+    found, place = {}, 0
+    while place < len(data):
+        name_end = place + 1 + data[place]
+        value_start = name_end + 4
+        size = int.from_bytes(data[name_end:value_start], "big")
+        if value_start > len(data) or value_start + size > len(data):
+            raise Refused("metadata")
+        found[data[place + 1 : name_end].lower()] = data[value_start : value_start + size]
+        place = value_start + size
+    return found
+
+
+def frame(body: bytes, *, more: bool) -> bytes:
+    """One frame of a message of our own."""
+    flags = MORE if more else 0
+    if len(body) < 256:
+        return bytes((flags, len(body))) + body
+    return bytes((flags | LONG,)) + len(body).to_bytes(8, "big") + body
