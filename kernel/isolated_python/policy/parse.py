@@ -1,0 +1,180 @@
+"""From the tables of a TOML file to a profile: every key known, every value meant, every contradiction named."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+from isolated_python.errors import ProfileError
+from isolated_python.policy import units
+from isolated_python.policy.profile import Channels, Files, Layers, Mount, Network, Profile, Resources, Strictness, Workspace
+
+UNLIMITED = "unlimited"
+CARRIERS = ("user", "mount")  # layers that all others stand on
+TAKEN = ("/proc", "/dev", "/sys", "/tmp", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/run", "/home/user", "/workspace")
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def whole(key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ProfileError(f"{key} = {value!r} is not a whole number above 0", remedy="write one, such as 256")
+    return value
+
+
+def number(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ProfileError(f"{key} = {value!r} is not a number above 0", remedy="write one, such as 1.5")
+    return float(value)
+
+
+def optional(read: Callable[[str, object], Any]) -> Callable[[str, object], Any]:
+    return lambda key, value: None if value == UNLIMITED else read(key, value)
+
+
+def one_of(*known: str) -> Callable[[str, object], str]:
+    def read(key: str, value: object) -> str:
+        if value not in known:
+            raise ProfileError(f"{key} = {value!r} is not known", remedy=f"write one of {', '.join(known)}{nearest(value, known)}")
+        return str(value)
+
+    return read
+
+
+def mounts(key: str, value: object) -> tuple[Mount, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ProfileError(f"{key} is not a list of tables", remedy="write each under [[files.mounts]]")
+    return tuple(_mount(f"{key}[{place}]", item) for place, item in enumerate(value))
+
+
+def _mount(key: str, item: Mapping[str, Any]) -> Mount:
+    _known(key, item, ("source", "target", "writable"))
+    for name in ("source", "target"):
+        path = item.get(name)
+        if not isinstance(path, str) or not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
+            raise ProfileError(f"{key}.{name} = {path!r} is not a plain absolute path", remedy="write it without .. and without a slash at its end")
+    target = item["target"]
+    if target == "/" or any(target == place or target.startswith(place + "/") or place.startswith(target + "/") for place in TAKEN):
+        raise ProfileError(f"{key}.target = {target!r} is a place of the sandbox's own", remedy="choose another, such as /data/course")
+    if not isinstance(item.get("writable", False), bool):
+        raise ProfileError(f"{key}.writable = {item['writable']!r} is neither true nor false", remedy="write writable = true")
+    return Mount(item["source"], target, item.get("writable", False))
+
+
+def reach(key: str, value: object) -> tuple[str, ...]:
+    """Granting hosts needs the egress process, which is not built yet: whoever asks is told so, and nothing starts."""
+    if not isinstance(value, list) or not all(isinstance(host, str) for host in value):
+        raise ProfileError(f"{key} is not a list of host names", remedy='write reach = []')
+    for host in value:
+        bare = host.removeprefix("*.")
+        if "*" in bare or "." not in bare or not bare:
+            raise ProfileError(f"{key}: {host!r} is too broad", remedy="name hosts, or *.example.edu for those of one domain")
+        try:
+            ipaddress.ip_address(bare)
+        except ValueError:
+            continue
+        raise ProfileError(f"{key}: {host!r} is an address and not a name", remedy="name the host")
+    if value:
+        raise ProfileError(f"{key}: hosts cannot be granted yet", remedy="remove the key; the kernel has no network")
+    return ()
+
+
+def modules(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and MODULE.fullmatch(name) for name in value):
+        raise ProfileError(f"{key} is not a list of module names", remedy='write preload = ["numpy", "pandas"]')
+    return tuple(value)
+
+
+def text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ProfileError(f"{key} = {value!r} is not a text", remedy="write it in quotes")
+    return value
+
+
+# Every key of a profile, and how it is read.
+TABLES: dict[str, tuple[type, dict[str, Callable[[str, object], Any]]]] = {
+    "files": (Files, {"workspace": one_of(*get_args(Workspace)), "mounts": mounts}),
+    "resources": (
+        Resources,
+        {
+            "memory": optional(units.size),
+            "processes": optional(whole),
+            "cpu": optional(number),
+            "cpu_time": optional(units.duration),
+            "wall_clock": optional(units.duration),
+            "idle": optional(units.duration),
+            "file_size": optional(units.size),
+            "open_files": whole,
+            "tmp": units.size,
+            "shm": units.size,
+        },
+    ),
+    "network": (Network, {"reach": reach}),
+    "channels": (
+        Channels,
+        {
+            "message": units.size,
+            "frames": whole,
+            "connections": whole,
+            "handshake": units.duration,
+            "output_rate": units.size,
+            "output_messages": whole,
+        },
+    ),
+    "layers": (Layers, {item.name: one_of(*get_args(Strictness)) for item in fields(Layers)}),
+}
+PLAIN: dict[str, Callable[[str, object], Any]] = {"description": text, "preload": modules}
+
+
+def change(profile: Profile, tables: Mapping[str, Any], source: str) -> Profile:
+    """The profile with the keys of `tables` in place of its own. Raises ProfileError, with `source` in it."""
+    try:
+        _known("", tables, (*PLAIN, *TABLES))
+        for name, read in PLAIN.items():
+            if name in tables:
+                profile = replace(profile, **{name: read(name, tables[name])})
+        for name, (_, keys) in TABLES.items():
+            table = tables.get(name, {})
+            if not isinstance(table, Mapping):
+                raise ProfileError(f"{name} is not a table", remedy=f"write its keys under [{name}]")
+            _known(name, table, keys)
+            changed = {key: keys[key](f"{name}.{key}", value) for key, value in table.items()}
+            profile = replace(profile, **{name: replace(getattr(profile, name), **changed)})
+        check(profile)
+    except ProfileError as error:
+        raise ProfileError(f"{source}: {error.message}", remedy=error.remedy) from None
+    return profile
+
+
+def check(profile: Profile) -> None:
+    """What each key alone cannot tell. Raises ProfileError."""
+    for layer in CARRIERS:
+        if getattr(profile.layers, layer) != "require":
+            raise ProfileError(f"layers.{layer} carries all others and cannot be {getattr(profile.layers, layer)}", remedy="remove the key")
+    granted = profile.resources
+    if granted.memory is not None and 2 * (granted.tmp + granted.shm) > granted.memory:
+        raise ProfileError(
+            f"resources.tmp and shm, {granted.tmp + granted.shm >> 20} MiB together, are more than half of resources.memory, {granted.memory >> 20} MiB",
+            remedy="they are counted as memory: make them smaller or the memory larger",
+        )
+    if granted.idle is not None:
+        raise ProfileError("resources.idle cannot be watched yet", remedy="remove the key; the server's own culling ends idle kernels")
+    targets = [mount.target for mount in profile.files.mounts]
+    if len({*targets}) < len(targets):
+        raise ProfileError("two of files.mounts have the same target", remedy="give each its own")
+
+
+def _known(table: str, given: Mapping[str, Any], known: Any) -> None:
+    for key in given:
+        if key not in known:
+            where = f"{table}.{key}" if table else str(key)
+            raise ProfileError(f"the key {where} is not known", remedy=f"the keys here are {', '.join(known)}{nearest(key, known)}")
+
+
+def nearest(word: object, known: Any) -> str:
+    near = difflib.get_close_matches(str(word), [*known], 1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,122 @@
+"""Where profiles come from, in order: shipped, site, kernelspec, server settings; and the site's ceiling over all."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from isolated_python.errors import ProfileError
+from isolated_python.policy import ceiling, parse
+from isolated_python.policy.profile import Profile
+
+SHIPPED = Path(__file__).with_name("profiles")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+FOLDER = "isolated-python"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    profile: Profile
+    notes: tuple[str, ...] = ()  # what a ceiling lowered, a sentence each
+    sources: tuple[str, ...] = ()  # what said something, in order
+
+
+def site_folders() -> list[Path]:
+    """The configuration folders that only an administrator writes: the machine's first, then the environment's."""
+    from jupyter_core.paths import ENV_CONFIG_PATH, SYSTEM_CONFIG_PATH
+
+    return [Path(path) / FOLDER for path in dict.fromkeys((*SYSTEM_CONFIG_PATH, *ENV_CONFIG_PATH))]
+
+
+def profile_folders() -> list[Path]:
+    """Where a profile of a name is looked for, first hit wins: what an administrator wrote cannot be shadowed."""
+    from jupyter_core.paths import jupyter_config_path
+
+    own = [Path(path) / FOLDER for path in jupyter_config_path()]
+    return [*(folder / "profiles" for folder in dict.fromkeys((*site_folders(), *own))), SHIPPED]
+
+
+def load(
+    name: str,
+    overrides: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    *,
+    folders: Sequence[Path] | None = None,
+    ceilings: Sequence[Path] | None = None,
+) -> Resolved:
+    """The profile `name`, changed by each of `overrides` (source, tables) in turn, below the site's ceiling.
+
+    Raises ProfileError, with one sentence, where anything of it is not as it must be: then nothing starts.
+    """
+    path = find(name, folders)
+    profile = read(path)
+    sources = [str(path)]
+    for source, tables in overrides:
+        profile = parse.change(profile, tables, source)
+        sources.append(source)
+    notes: list[str] = []
+    for folder in ceilings if ceilings is not None else site_folders():
+        above = folder / "ceiling.toml"
+        tables = _toml(above) if above.exists() else None
+        if tables is not None:
+            named = {key: frozenset(table) for key, table in tables.items() if isinstance(table, Mapping)}
+            # Of what the ceiling does not name it must not seem to contradict anything either.
+            loose = replace(Profile(), resources=replace(Profile().resources, memory=None))
+            profile, lowered = ceiling.apply(profile, parse.change(loose, tables, str(above)), named)
+            notes += lowered
+            sources.append(str(above))
+    if notes:
+        profile = _fitting(profile, notes)
+    return Resolved(profile, tuple(notes), tuple(sources))
+
+
+def _fitting(profile: Profile, notes: list[str]) -> Profile:
+    """A lower memory may contradict what was granted of it to tmp and shm: those shrink with it, and that is told."""
+    granted = profile.resources
+    if granted.memory is not None and 2 * (granted.tmp + granted.shm) > granted.memory:
+        granted = replace(granted, tmp=granted.memory // 4, shm=granted.memory // 8)
+        notes.append(f"resources.tmp is {granted.tmp >> 20} MiB and shm {granted.shm >> 20} MiB, to fit the ceiling's memory")
+    profile = replace(profile, resources=granted)
+    parse.check(profile)
+    return profile
+
+
+def find(name: str, folders: Sequence[Path] | None = None) -> Path:
+    if not NAME.fullmatch(name):
+        raise ProfileError(f"{name[:80]!r} is not the name of a profile", remedy="names are small letters, digits, - and _")
+    for folder in folders if folders is not None else profile_folders():
+        path = folder / f"{name}.toml"
+        if path.is_file():
+            return path
+    known = sorted(names(folders))
+    raise ProfileError(f"there is no profile {name!r}", remedy=f"the profiles here are {', '.join(known)}{parse.nearest(name, known)}")
+
+
+def names(folders: Sequence[Path] | None = None) -> dict[str, Path]:
+    """Every profile that can be named here, and its file."""
+    found: dict[str, Path] = {}
+    for folder in folders if folders is not None else profile_folders():
+        if folder.is_dir():
+            for path in sorted(folder.glob("*.toml")):
+                if NAME.fullmatch(path.stem):
+                    found.setdefault(path.stem, path)
+    return found
+
+
+def read(path: Path) -> Profile:
+    """The profile in a file, named as the file is. Raises ProfileError."""
+    return parse.change(Profile(name=path.stem), _toml(path), str(path))
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path} is not TOML: {error}", remedy="mend that line") from None
+    except OSError as error:
+        raise ProfileError(f"{path} cannot be read: {error.strerror}", remedy="mend its permissions") from None
+
+
