@@ -1,0 +1,46 @@
+"""`explain`: the plan of a profile on this machine, step by step."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.option("--profile", default="standard", show_default=True, help="The profile to explain.")
+@click.option("--json", "as_json", is_flag=True, help="The steps as they travel into the sandbox.")
+def explain(profile: str, as_json: bool) -> None:
+    """Print, step by step, what a profile does to a kernel on this machine.
+
+    \b
+    Example:
+      jupyter isolated explain --profile shared
+    """
+    from isolated_python.engine import interpreters, places
+    from isolated_python.layers import seccomp
+    from isolated_python.layers.catalogue import plan
+    from isolated_python.linux import host, namespaces
+    from isolated_python.policy import sources
+
+    resolved = sources.load(profile)
+    facts = host.probe()
+    filter = None if facts.lacks("seccomp")[0] else seccomp.cached("kernel", places.cache_folder())
+    made = plan(resolved.profile, facts, interpreters.own_trees(), filter)
+    parts = {
+        "The zygote, once, before it imports anything, will": made.view,
+        "Process 1 of the sandbox will": made.init,
+        "The kernel will": [*made.kernel, *made.check],
+    }
+    born = [name for name, flag in namespaces.FLAGS.items() if made.namespaces & flag]
+    if as_json:
+        steps = {words: [step.to_wire() for step in steps] for words, steps in parts.items()}
+        click.echo(json.dumps({"profile": profile, "namespaces": born, "steps": steps, "weakened": made.notes}, indent=2))
+        return
+    click.echo(f"A kernel of the profile {profile} is born in new namespaces: {', '.join(born)}.")
+    for words, steps in parts.items():
+        click.echo(f"\n{words}")
+        for step in steps:
+            click.echo(f"  {type(step).__name__:20} {step.describe()}")
+    for note in (*resolved.notes, *(f"weakened: {note}" for note in made.notes)):
+        click.echo(f"\n{note}")

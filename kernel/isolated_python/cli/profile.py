@@ -1,0 +1,59 @@
+"""`profile`: what can be chosen, what it says, whether a file is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from isolated_python.policy import sources
+
+
+@click.group()
+def profile() -> None:
+    """List, show and check profiles.
+
+    \b
+    Examples:
+      jupyter isolated profile list
+      jupyter isolated profile show shared --json
+      jupyter isolated profile check exam.toml
+    """
+
+
+@profile.command("list")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def list_profiles(as_json: bool) -> None:
+    """List the profiles that a kernelspec can name here."""
+    found = [
+        {"name": name, "description": sources.read(path).description, "file": str(path)}
+        for name, path in sources.names().items()
+    ]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for one in found:
+            click.echo(f"{one['name']:16} {one['description']}")
+
+
+@profile.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="The values in bytes, seconds and cores, below the site's ceiling.")
+def show(name: str, as_json: bool) -> None:
+    """Print a profile as it is written, or as it is meant."""
+    resolved = sources.load(name)
+    if as_json:
+        click.echo(json.dumps(resolved.profile.to_wire(), indent=2))
+        return
+    click.echo(Path(sources.find(name)).read_text(encoding="utf-8"), nl=False)
+    for note in resolved.notes:
+        click.echo(f"# {note}")
+
+
+@profile.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Say whether a file is a profile; the first thing that is wrong with it otherwise."""
+    sources.read(file)
+    click.echo(f"{file} is right")
