@@ -64,9 +64,11 @@ class IsolatedProvisioner(KernelProvisionerBase):
         extra = kwargs.pop("extra_arguments", [])
         self._client = await _off_loop(client.current)
         await asyncio.wrap_future(self._client.hello)
-        if not self._name or not self._prefix.startswith(self._client.folder):
-            self._name = self.kernel_id or secrets.token_hex(16)
-            self._prefix = f"{self._client.folder}/clients/{secrets.token_hex(4)}"
+        # A restart keeps its sockets, unless the supervisor, and their folder with it, is another by now.
+        self._name = self.kernel_id or secrets.token_hex(16)
+        self._prefix = self._client.prefixes.setdefault(
+            self._name, f"{self._client.folder}/clients/{secrets.token_hex(4)}"
+        )
         if manager is not None:
             manager.transport, manager.ip, manager.cache_ports = "ipc", self._prefix, False
             for number, channel in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1):
@@ -222,6 +224,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
     async def _undo(self) -> None:
         """Nothing of this kernel stays. Also after a failed start, for which jupyter_client calls no cleanup."""
         if self._client is not None and self._name:
+            self._client.prefixes.pop(self._name, None)
             try:
                 await asyncio.wrap_future(self._client.ask("forget", kernel=self._name))
             except IsolatedPythonError:
@@ -229,8 +232,10 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
     def __del__(self) -> None:
         # After a fifth failed autorestart the server forgets a kernel without a cleanup.
-        if self._client is not None and self._name and self._client.alive:
-            self._client.ask("forget", kernel=self._name)
+        found = self._client
+        if found is not None and found.alive and found.kernels.get(self._name) is self._kernel is not None:
+            found.prefixes.pop(self._name, None)
+            found.ask("forget", kernel=self._name)
 
     def resolve_path(self, path_str: str) -> str | None:
         """The host path of a file that the kernel sees in its workspace; None for everything else."""

@@ -18,6 +18,7 @@ from jupyter_client.manager import KernelManager
 
 managers: dict[str, KernelManager] = {}
 clients: dict[str, Any] = {}
+running: dict[str, str] = {}
 
 
 def start(ask: dict[str, Any]) -> dict[str, Any]:
@@ -37,9 +38,13 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
 
 def run(ask: dict[str, Any]) -> dict[str, Any]:
     client, manager = clients[ask["name"]], managers[ask["name"]]
-    asked = client.execute(ask["code"])
-    if ask.get("wait", True) is False:
-        return {}
+    running[ask["name"]] = client.execute(ask["code"])
+    return rest(ask)
+
+
+def rest(ask: dict[str, Any]) -> dict[str, Any]:
+    """What the running cell says from here on, until it ends, or until `until` is among it."""
+    client, manager, asked = clients[ask["name"]], managers[ask["name"]], running[ask["name"]]
     found: list[str] = []
     status = "ok"
     deadline = time.monotonic() + ask.get("timeout", 60)
@@ -56,6 +61,8 @@ def run(ask: dict[str, Any]) -> dict[str, Any]:
         match message["msg_type"]:
             case "stream":
                 found.append(content["text"])
+                if ask.get("until") and ask["until"] in "".join(found):
+                    return {"text": "".join(found), "status": "running"}
             case "execute_result" | "display_data":
                 found.append(content["data"].get("text/plain", ""))
             case "error":
@@ -87,6 +94,12 @@ def alive(ask: dict[str, Any]) -> dict[str, Any]:
     return {"alive": managers[ask["name"]].is_alive()}
 
 
+def ended(ask: dict[str, Any]) -> dict[str, Any]:
+    """Wait for the end of a kernel, as the supervisor tells it."""
+    kernel = managers[ask["name"]].provisioner._kernel
+    return {"status": kernel.ended.result(10), "reason": kernel.reason}
+
+
 def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
     from isolated_python.engine import client
 
@@ -95,7 +108,7 @@ def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
     return {"pid": found.pid, "folder": found.folder}
 
 
-DEEDS = {deed.__name__: deed for deed in (start, run, restart, interrupt, stop, alive, supervisor)}
+DEEDS = {deed.__name__: deed for deed in (start, run, rest, restart, interrupt, stop, alive, ended, supervisor)}
 
 for line in sys.stdin:
     ask = json.loads(line)

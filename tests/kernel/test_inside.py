@@ -67,7 +67,7 @@ def test_files_of_the_workspace_keep_their_owner(server: Server) -> None:
 
 
 def test_a_read_only_workspace_is_read_only(server: Server) -> None:
-    (server.folder / "given").write_text("given")
+    server.give("given", "given")
     server.start(overrides={"files": {"workspace": "read-only"}})
     assert server.text("print(open('given').read())") == "given"
     assert server.run("open('given', 'w')")["status"] == "error"
@@ -75,7 +75,7 @@ def test_a_read_only_workspace_is_read_only(server: Server) -> None:
 
 
 def test_a_copy_on_write_workspace_changes_nothing_outside(server: Server) -> None:
-    (server.folder / "given").write_text("given")
+    server.give("given", "given")
     server.start(overrides={"files": {"workspace": "copy-on-write"}})
     assert server.text("open('given', 'w').write('changed'); print(open('given').read())") == "changed"
     assert (server.folder / "given").read_text() == "given"

@@ -27,8 +27,9 @@ def test_a_restart_keeps_the_sockets_and_forgets_the_state(server: Server) -> No
 
 def test_an_interrupt_reaches_the_cell(server: Server) -> None:
     server.start()
-    server.run("while True: pass", wait=False)
+    server.run("print('begun', flush=True)\nwhile True: pass", until="begun")
     server.ask("interrupt", name="kernel")
+    assert "KeyboardInterrupt" in server.ask("rest", name="kernel")["text"]
     assert server.text("print('still here')") == "still here"
 
 
@@ -101,6 +102,7 @@ def test_a_killed_init_ends_its_kernel_and_no_other(server: Server) -> None:
     os.kill(pid, signal.SIGKILL)
     _, left = psutil.wait_procs(below, timeout=5)
     assert not left
+    assert server.ask("ended", name="a")["status"] == -signal.SIGKILL
     assert server.ask("alive", name="a") == {"alive": False}
     assert server.text("print(1)", "b") == "1"
 
@@ -135,7 +137,8 @@ def test_nothing_is_left_after_a_shutdown(server: Server) -> None:
     server.ask("stop", name="kernel")
     assert not psutil.pid_exists(pid)
     assert [name for part in ("clients", "kernels") for name in os.listdir(f"{where['folder']}/{part}")] == []
-    assert not [path for path in cgroups_of(where["pid"]) if path.count("/") > cgroups_of(where["pid"])[0].count("/")]
+    mine = f"isolated-python-{where['pid']}"
+    assert not [path for path in cgroups_of(where["pid"]) if not os.path.basename(path).startswith(mine)]
 
 
 def cgroups_of(pid: int) -> list[str]:

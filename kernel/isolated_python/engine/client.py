@@ -40,11 +40,13 @@ class Client:
 
     def __init__(self) -> None:
         self.kernels: dict[str, Kernel] = {}
+        self.prefixes: dict[str, str] = {}  # kernel → where its sockets are: kept from one start to the next
         self.alive = True
         self.owner = os.getpid()
         self._answers: dict[int, Future[dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        # A finaliser may ask, at any point of any thread, also of one that is asking.
+        self._lock = threading.RLock()
         self.folder = places.private_folder()
         self._socket, theirs = packets.pair()
         program = f"import sys; sys.path.insert(0, {ROOT!r}); "

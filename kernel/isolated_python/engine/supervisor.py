@@ -174,16 +174,10 @@ class Supervisor:
 
     def forget(self, request: dict[str, Any], descriptors: list[int], reply: Callable[..., None]) -> None:
         """End a kernel if it runs, and close its door for good."""
-        name = request["kernel"]
-        sandbox = self.sandboxes.get(name)
+        sandbox = self.sandboxes.get(request["kernel"])
         if sandbox is not None:
             self._kill(sandbox)
-        door = self.doors.pop(name, None)
-        if door is not None:
-            self._tell_relay({"verb": "close", "kernel": name})
-            for listener, path in zip(door.listeners, door.paths, strict=True):
-                listener.close()
-                _unlink(path)
+        self._close_door(request["kernel"])
         reply()
 
     def list(self, request: dict[str, Any], descriptors: list[int], reply: Callable[..., None]) -> None:
@@ -442,6 +436,10 @@ class Supervisor:
         for number, grant in enumerate(profile.files.mounts):
             slots[f"mount-{number}"] = workspace.detached(next(names), writable=grant.writable, uid=sandbox.uid)
         door = self.doors.get(sandbox.name)
+        if door is not None and not all(map(os.path.exists, door.paths)):
+            # jupyter_client unlinks the sockets of a manager at its restart; clients look for them at the same place.
+            self._close_door(sandbox.name)
+            door = None
         if door is None:
             door = self._make_door(sandbox.name, request["key"], request["profile"]["channels"], request["sockets"])
         door.key = request["key"]
@@ -458,6 +456,14 @@ class Supervisor:
             door.listeners.append(self._listen(path, ours=True))
         self._open_door(name, door)
         return door
+
+    def _close_door(self, name: str) -> None:
+        door = self.doors.pop(name, None)
+        if door is not None:
+            self._tell_relay({"verb": "close", "kernel": name})
+            for listener, path in zip(door.listeners, door.paths, strict=True):
+                listener.close()
+                _unlink(path)
 
     def _open_door(self, name: str, door: Door) -> None:
         message = {"verb": "open", "kernel": name, "channels": door.channels, "key": door.key, "client": "ipc"}
