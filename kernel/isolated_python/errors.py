@@ -5,6 +5,7 @@ The error tree. Every error says what happened in one line and hands its reader 
     ├── ProfileError      what a person wrote cannot be meant
     ├── HostError         this machine cannot give a layer that the profile requires
     ├── LaunchError       a sandbox could not be built, though host and profile are fine
+    │   └── ProgramError  the kernelspec's program does not exist (a FileNotFoundError, as its callers expect)
     ├── RequestError      a request was refused by the supervisor
     └── ProtocolError     a peer did not keep to the protocol
 
@@ -48,6 +49,10 @@ class LaunchError(IsolatedPythonError):
     """A sandbox could not be built."""
 
 
+class ProgramError(LaunchError, FileNotFoundError):
+    """The kernelspec's program does not exist."""
+
+
 class RequestError(IsolatedPythonError):
     """The supervisor refused a request."""
 
@@ -57,5 +62,5 @@ class ProtocolError(IsolatedPythonError):
 
 
 KINDS: dict[str, type[IsolatedPythonError]] = {
-    kind.__name__: kind for kind in (ProfileError, HostError, LaunchError, RequestError, ProtocolError)
+    kind.__name__: kind for kind in (ProfileError, HostError, LaunchError, ProgramError, RequestError, ProtocolError)
 }

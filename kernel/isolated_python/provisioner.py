@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
-from jupyter_client.provisioning import KernelProvisionerBase
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Unicode
 
 from isolated_python.engine import client, interpreters
@@ -29,9 +29,9 @@ RUNTIME = "/home/user/.local/share/jupyter/runtime"
 
 # The variables of the server's environment that a kernel may have. Its tokens are not among them.
 ENVIRONMENT = (
-    "LANG LANGUAGE LC_ALL LC_COLLATE LC_CTYPE LC_MESSAGES LC_MONETARY LC_NUMERIC LC_TIME TZ TERM COLORTERM "
-    "MPLBACKEND PYTHONHASHSEED PYTHONUTF8 PYTHONDONTWRITEBYTECODE IPYTHONDIR_NONE"
-).split()
+    *("LANG", "LANGUAGE", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME"),
+    *("TZ", "TERM", "COLORTERM", "MPLBACKEND", "PYTHONHASHSEED", "PYTHONUTF8", "PYTHONDONTWRITEBYTECODE"),
+)
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 
 
@@ -75,7 +75,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 setattr(manager, f"{channel}_port", number)
             session = kwargs.get("env", {}).get("JPY_SESSION_NAME", "")
             manager.write_connection_file(jupyter_session=session)
-            self.connection_info = dict(manager.get_connection_info())
+            self.connection_info = manager.get_connection_info()
             command = manager.format_kernel_cmd(extra_arguments=extra)
         else:
             command = self.kernel_spec.argv + extra
@@ -148,7 +148,9 @@ class IsolatedProvisioner(KernelProvisionerBase):
         import json
 
         channels = ("shell", "iopub", "stdin", "control", "hb")
-        where: dict[str, Any] = {"transport": "ipc", "ip": "/run/kernel"} if ours else {"transport": "tcp", "ip": "127.0.0.1"}
+        where: dict[str, Any] = (
+            {"transport": "ipc", "ip": "/run/kernel"} if ours else {"transport": "tcp", "ip": "127.0.0.1"}
+        )
         numbers = range(1, 6) if ours else ports
         where |= {f"{channel}_port": number for channel, number in zip(channels, numbers, strict=True)}
         where |= {"key": self._key(), "signature_scheme": "hmac-sha256", "kernel_name": self.kernel_spec.display_name}
@@ -163,10 +165,18 @@ class IsolatedProvisioner(KernelProvisionerBase):
     def _environment(self, given: dict[str, str], profile: Profile, program: str) -> dict[str, str]:
         allowed = {*ENVIRONMENT, *(self.kernel_spec.env or {})}
         environment = {name: value for name, value in given.items() if name in allowed}
-        folders = dict.fromkeys((os.path.dirname(program) if os.path.isabs(program) else "", os.path.dirname(sys.executable)))
+        folders = dict.fromkeys(
+            (os.path.dirname(program) if os.path.isabs(program) else "", os.path.dirname(sys.executable))
+        )
         environment["PATH"] = ":".join(filter(None, (*folders, "/usr/local/bin", "/usr/bin", "/bin")))
-        environment |= {"HOME": "/home/user", "USER": "user", "LOGNAME": "user", "SHELL": "/bin/sh", "JPY_PARENT_PID": "1"}
-        environment |= {"JUPYTER_RUNTIME_DIR": RUNTIME, "TMPDIR": "/tmp", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # noqa: S108
+        environment |= {
+            "HOME": "/home/user",
+            "USER": "user",
+            "LOGNAME": "user",
+            "SHELL": "/bin/sh",
+            "JPY_PARENT_PID": "1",
+        }
+        environment |= {"JUPYTER_RUNTIME_DIR": RUNTIME, "TMPDIR": "/tmp", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         environment.setdefault("LANG", "C.UTF-8")
         if sys.prefix != sys.base_prefix:
             environment["VIRTUAL_ENV"] = sys.prefix
@@ -285,8 +295,7 @@ def _workspace(cwd: str, profile: Profile, *, explicit: bool, opened: list[int])
                 f"the notebook lies in {real!r}, and a kernel must not write to a whole home folder with its dotfiles",
                 remedy='move it into a folder of its own or write workspace = "read-only" in the profile',
             )
-    for grant in profile.files.mounts:
-        given.append(_open_folder(grant.source, "a granted folder", opened))
+    given += [_open_folder(grant.source, "a granted folder", opened) for grant in profile.files.mounts]
     return given
 
 

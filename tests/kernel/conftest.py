@@ -113,9 +113,7 @@ def serve(root: bool, ordinary: Ordinary) -> Iterator[Server]:
         )
     else:
         shutil.chown(folder, ordinary.uid, ordinary.gid)
-        process = ordinary.start(
-            [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stderr=None, env=environment
-        )
+        process = ordinary.start([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stderr=None, env=environment)
     one = Server(process, folder, root=root)
     try:
         yield one

@@ -1,9 +1,9 @@
 """A small server of kernels for the tests: one JSON object a line in, one out. It runs as whoever the test says.
 
-    {"do": "start", "name": …, "overrides": …, "cwd": …}   → {"pid": …} or {"error": "…"}
-    {"do": "run", "name": …, "code": …, "timeout": …}      → {"text": …, "status": "ok" | "error" | "dead"}
-    {"do": "restart" | "interrupt" | "stop" | "alive", "name": …}
-    {"do": "supervisor"}                                   → {"pid": …, "folder": …}
+{"do": "start", "name": …, "overrides": …, "cwd": …}   → {"pid": …} or {"error": "…"}
+{"do": "run", "name": …, "code": …, "timeout": …}      → {"text": …, "status": "ok" | "error" | "dead"}
+{"do": "restart" | "interrupt" | "stop" | "alive", "name": …}
+{"do": "supervisor"}                                   → {"pid": …, "folder": …}
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(ask: dict[str, Any]) -> dict[str, Any]:
-    client, manager = clients[ask["name"]], managers[ask["name"]]
-    running[ask["name"]] = client.execute(ask["code"])
+    running[ask["name"]] = clients[ask["name"]].execute(ask["code"])
     return rest(ask)
 
 

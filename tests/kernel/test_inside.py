@@ -27,7 +27,9 @@ def test_what_belongs_to_the_host_does_not_exist(server: Server, tmp_path: objec
     server.start()
     assert os.path.exists("/etc/shadow")
     assert server.text(f"import os; print([p for p in {places!r} if os.path.exists(p)])") == "[]"
-    assert server.text("print(sorted(os.listdir('/home')), sorted(os.listdir('/run')))") == "['user'] ['empty', 'lower']"
+    assert (
+        server.text("print(sorted(os.listdir('/home')), sorted(os.listdir('/run')))") == "['user'] ['empty', 'lower']"
+    )
 
 
 def test_the_environment_holds_no_token(server: Server) -> None:
@@ -94,7 +96,12 @@ def test_the_tools_of_every_day_work(server: Server) -> None:
     assert "pip" in server.text("!pip --version", timeout=120)
     code = "import multiprocessing as m\nwith m.get_context('fork').Pool(2) as p: print(p.map(abs, [-1, -2]))"
     assert server.text(code) == "[1, 2]"
-    assert server.text("import sqlite3; c = sqlite3.connect('x.db'); print(c.execute('select 1+1').fetchone())") == "(2,)"
+    assert (
+        server.text("import sqlite3; c = sqlite3.connect('x.db'); print(c.execute('select 1+1').fetchone())") == "(2,)"
+    )
     assert server.text("import psutil; print(len(psutil.pids()))") == "1"
-    assert server.text("import concurrent.futures as f\nwith f.ThreadPoolExecutor(4) as p: print(sum(p.map(abs, [-1]*9)))") == "9"
+    assert (
+        server.text("import concurrent.futures as f\nwith f.ThreadPoolExecutor(4) as p: print(sum(p.map(abs, [-1]*9)))")
+        == "9"
+    )
     assert len(server.text("print('x' * 20_000_000)", timeout=120)) == 20_000_000

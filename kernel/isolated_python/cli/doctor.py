@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from isolated_python.errors import IsolatedPythonError
 from isolated_python.layers.cgroup import systemd
 from isolated_python.linux import host as host_facts

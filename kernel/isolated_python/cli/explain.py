@@ -34,8 +34,10 @@ def explain(profile: str, as_json: bool) -> None:
     }
     born = [name for name, flag in namespaces.FLAGS.items() if made.namespaces & flag]
     if as_json:
-        steps = {words: [step.to_wire() for step in steps] for words, steps in parts.items()}
-        click.echo(json.dumps({"profile": profile, "namespaces": born, "steps": steps, "weakened": made.notes}, indent=2))
+        wire = {words: [step.to_wire() for step in steps] for words, steps in parts.items()}
+        click.echo(
+            json.dumps({"profile": profile, "namespaces": born, "steps": wire, "weakened": made.notes}, indent=2)
+        )
         return
     click.echo(f"A kernel of the profile {profile} is born in new namespaces: {', '.join(born)}.")
     for words, steps in parts.items():

@@ -20,7 +20,9 @@ from isolated_python.errors import ProfileError
 @click.option("--user", is_flag=True, help="For this user.")
 @click.option("--sys-prefix", is_flag=True, help="For this environment (the default).")
 @click.option("--prefix", type=click.Path(path_type=Path), help="Below this prefix.")
-def install(profile: str, name: str | None, display_name: str | None, user: bool, sys_prefix: bool, prefix: Path | None) -> None:
+def install(
+    profile: str, name: str | None, display_name: str | None, user: bool, sys_prefix: bool, prefix: Path | None
+) -> None:
     """Write a kernelspec for a profile.
 
     \b
@@ -39,7 +41,9 @@ def install(profile: str, name: str | None, display_name: str | None, user: bool
     try:
         ours = Path(manager.get_kernel_spec("isolated-python").resource_dir)
     except NoSuchKernel:
-        raise ProfileError("the kernelspec isolated-python is not installed here", remedy="pip install isolated-python") from None
+        raise ProfileError(
+            "the kernelspec isolated-python is not installed here", remedy="pip install isolated-python"
+        ) from None
     spec = json.loads((ours / "kernel.json").read_text(encoding="utf-8"))
     default = profile == "standard"
     spec["display_name"] = display_name or ("Isolated Python" if default else f"Isolated Python ({profile})")

@@ -9,7 +9,7 @@ import click
 
 @click.command()
 @click.argument("id")
-def kill(id: str) -> None:  # noqa: A002
+def kill(id: str) -> None:
     """End the sandboxes whose id begins with ID (see `list`). Exit status 1 when there is none.
 
     \b

@@ -9,7 +9,7 @@ import click
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def list(as_json: bool) -> None:  # noqa: A001
+def list(as_json: bool) -> None:
     """List the sandboxes of your servers: profile, age, memory, CPU, what was weakened or refused.
 
     \b

@@ -39,7 +39,9 @@ def list_profiles(as_json: bool) -> None:
 
 @profile.command()
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="The values in bytes, seconds and cores, below the site's ceiling.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="The values in bytes, seconds and cores, below the site's ceiling."
+)
 def show(name: str, as_json: bool) -> None:
     """Print a profile as it is written, or as it is meant."""
     resolved = sources.load(name)

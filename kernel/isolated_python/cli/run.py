@@ -46,6 +46,7 @@ def run(notebook: Path, profile: str, output: Path | None, timeout: float | None
         words = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ProfileError(f"{notebook} is not a whole notebook: {words}", remedy="save it again") from None
     manager = AsyncKernelManager(kernel_name="isolated-python")
+    assert manager.kernel_spec is not None
     manager.kernel_spec.metadata["kernel_provisioner"]["config"] = {"profile": profile}
     folder = notebook.absolute().parent
     client = NotebookClient(
@@ -73,7 +74,9 @@ def run(notebook: Path, profile: str, output: Path | None, timeout: float | None
     failed = failed or any(out.output_type == "error" for cell in book.cells for out in cell.get("outputs", ()))
     if output is not None:
         nbformat.write(book, output)
-    show.print(f"[{'red' if failed else 'green'}]{notebook.name}: {'a cell failed' if failed else f'{total} cells ran'}[/]")
+    show.print(
+        f"[{'red' if failed else 'green'}]{notebook.name}: {'a cell failed' if failed else f'{total} cells ran'}[/]"
+    )
     sys.exit(1 if failed else 0)
 
 

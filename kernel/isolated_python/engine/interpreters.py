@@ -9,7 +9,7 @@ import site
 import sys
 
 from isolated_python.engine.zygotes import ROOT
-from isolated_python.errors import LaunchError
+from isolated_python.errors import ProgramError
 
 OURS = ("isolated_python.launcher.argv", "ipykernel_launcher", "ipykernel")
 
@@ -46,7 +46,7 @@ def own_interpreter() -> tuple[str, list[str], str]:
 @functools.cache
 def own_trees() -> tuple[str, ...]:
     """The folders of the server's interpreter: where it lives, where its packages live, and what .pth files add."""
-    packages = [path for path in (*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else []))]
+    packages = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
     found = [sys.prefix, sys.base_prefix, *packages, ROOT]
     for folder in packages:
         if os.path.isdir(folder):
@@ -66,7 +66,9 @@ def trees_of(program: str) -> tuple[str, ...]:
     """The folders of another program: the prefix it is installed in, and for a virtual environment that of its home."""
     found = shutil.which(program)
     if found is None:
-        raise LaunchError(f"the kernelspec's program {program!r} does not exist", remedy="install it, or mend its argv")
+        raise ProgramError(
+            f"the kernelspec's program {program!r} does not exist", remedy="install it, or mend its argv"
+        )
     prefixes = [_prefix(found), _prefix(os.path.realpath(found)), ROOT, *own_base()]
     if _prefix(found) == sys.prefix:
         prefixes += own_trees()

@@ -1,8 +1,8 @@
 """
 The supervisor: holds every sandbox of one server, and takes them all down when that server goes.
 
-It is one loop over descriptors. What may be asked of it is the table REQUESTS; what its own processes may tell it are the
-tables below that. Nothing that a kernel wrote ever gets here, but for the numbers of the calls it was refused.
+It is one loop over descriptors. What may be asked of it is the table REQUESTS. Nothing that a kernel wrote ever gets
+here, but for the numbers of the calls it was refused, and the end of what it wrote to its standard streams.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from isolated_python.audit.log import Log
 from isolated_python.engine import workspace, zygotes
@@ -119,7 +119,7 @@ class Supervisor:
             os.makedirs(f"{self.folder}/{name}", mode=0o700)
         if self.identities:
             os.chown(f"{self.folder}/kernels", self.identities.first + 1, -1)
-            os.chmod(self.folder, 0o711)
+            os.chmod(self.folder, 0o711)  # noqa: S103 - the relay passes through, to a folder of its own
         self.folder_descriptor = os.open(f"{self.folder}/kernels", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.visits = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self.visits.bind(f"{self.folder}/{VISITS}")
@@ -180,7 +180,7 @@ class Supervisor:
         self._close_door(request["kernel"])
         reply()
 
-    def list(self, request: dict[str, Any], descriptors: list[int], reply: Callable[..., None]) -> None:
+    def report(self, request: dict[str, Any], descriptors: list[int], reply: Callable[..., None]) -> None:
         kernels = []
         for sandbox in self.sandboxes.values():
             usage = sandbox.group.usage() if sandbox.group is not None else None
@@ -200,17 +200,17 @@ class Supervisor:
         reply(kernels=kernels)
 
     # What may be asked, and whether before hello.
-    REQUESTS: dict[str, Callable[..., None]] = {
+    REQUESTS: ClassVar[dict[str, Callable[..., None]]] = {
         "hello": hello,
         "warm": warm,
         "start": start,
         "signal": signal,
         "forget": forget,
-        "list": list,
+        "list": report,
     }
 
     # What the command line may ask, of the supervisor of any server of the same user.
-    VISITS: dict[str, Callable[..., None]] = {"list": list, "kill": forget}
+    VISITS: ClassVar[dict[str, Callable[..., None]]] = {"list": report, "kill": forget}
 
     def _from_server(self) -> None:
         request, descriptors = self._request(self.server)
@@ -241,14 +241,14 @@ class Supervisor:
         self.loop.register(visitor, selectors.EVENT_READ, visit)
 
     @staticmethod
-    def _request(peer: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:  # type: ignore[valid-type]
+    def _request(peer: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
         try:
             return packets.receive(peer)
         except (ConnectionError, ProtocolError):
             return None, []
 
     def _answer(
-        self, request: dict[str, Any], descriptors: Sequence[int], verb: Callable[..., None] | None,
+        self, request: dict[str, Any], descriptors: list[int], verb: Callable[..., None] | None,
         tell: Callable[[dict[str, Any]], None],
     ) -> None:  # fmt: skip
         number, answered = request.get("id"), False
@@ -340,7 +340,9 @@ class Supervisor:
 
     def _start_relay(self) -> None:
         ours, theirs = packets.pair()
-        program = f"import sys; sys.path.insert(0, {zygotes.ROOT!r}); from isolated_python.relay.broker import main; main()"
+        program = (
+            f"import sys; sys.path.insert(0, {zygotes.ROOT!r}); from isolated_python.relay.broker import main; main()"
+        )
         argv = [sys.executable, "-I", "-S", "-c", program]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         pid = spawn(argv, environment, {3: theirs.fileno(), 4: self.folder_descriptor})
@@ -365,8 +367,8 @@ class Supervisor:
         self.relay_ends = [*(then for then in self.relay_ends if then > time.monotonic() - 60), time.monotonic()]
         if len(self.relay_ends) > MOST_RELAYS:
             raise SystemExit(f"the relay ended {len(self.relay_ends)} times within a minute; so do we")
-        for told in [*self.inserted.values()]:
-            told()
+        for name in [*self.inserted]:
+            self._said(name)
         self._start_relay()
         for name, door in self.doors.items():
             self._open_door(name, door)
@@ -394,8 +396,8 @@ class Supervisor:
             return
         name, event = str(message.get("kernel")), message.get("event")
         sandbox = self.sandboxes.get(name)
-        if event == "inserted" and name in self.inserted:
-            self.inserted.pop(name)()
+        if event == "inserted":
+            self._said(name)
         elif event == "want" and sandbox is not None and sandbox.state == "running":
             packets.send(sandbox.channel, {"sockets": int(message["count"])})
         elif event == "refused":
@@ -403,6 +405,12 @@ class Supervisor:
             self.log.write("relay-refused", kernel=name, **values)
         elif event == "activity" and sandbox is not None:
             sandbox.cell = str(message.get("msg_id"))[:64]
+
+    def _said(self, name: str) -> None:
+        """The cell knows why its kernel died, or has had its time."""
+        told = self.inserted.pop(name, None)
+        if told is not None:
+            told()
 
     # ---- the life of a sandbox -------------------------------------------------------------------------------------
 
@@ -526,9 +534,7 @@ class Supervisor:
 
             reason = json.loads(encoded)["reason"] if encoded else "its zygote ended; see the server's log"
             raise LaunchError(str(reason)[:1000])
-        pid = next(
-            (struct.unpack("iii", data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0
-        )
+        pid = next((struct.unpack("iii", data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0)
         # A child of ours that nobody has reaped keeps its pid: from here on there is no race.
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if any(other.pid == pid for other in self.sandboxes.values()):
@@ -679,7 +685,7 @@ class Supervisor:
 
         if ran and reason:
             self.inserted[sandbox.name] = tell
-            self._later(EPITAPH, lambda: self.inserted.pop(sandbox.name, lambda: None)())
+            self._later(EPITAPH, lambda: self._said(sandbox.name))
             sentence = {"ename": "KernelDied", "evalue": reason, "traceback": [f"\x1b[31mKernelDied\x1b[0m: {reason}"]}
             self._tell_relay({"verb": "insert", "kernel": sandbox.name, "busy_only": True, **sentence})
         else:

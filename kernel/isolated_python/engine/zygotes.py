@@ -51,7 +51,7 @@ def start(kind: Kind, view: list[Step], uid: int | None) -> Zygote:
             os.setresuid(uid, uid, uid)
         caps.drop_all()
 
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}  # noqa: S108
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
     environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     if kind.userbase:
         environment["PYTHONUSERBASE"] = kind.userbase

@@ -1,4 +1,4 @@
-"""Adds one sentence to an error that a limit of the sandbox is behind: which limit, how much, which key of the profile."""
+"""Adds one sentence to an error that a limit of the sandbox is behind: which limit, how much, which key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 # What an errno means in here. {…} are values of the profile's resources.
 OF_ERRNO = {
-    errno.ENOSPC: "/tmp and the home folder of this kernel hold {tmp} MiB together, /dev/shm {shm} MiB (resources.tmp, resources.shm)",
+    errno.ENOSPC: "/tmp and the home folder hold {tmp} MiB together, /dev/shm {shm} MiB (resources.tmp, resources.shm)",
     errno.EAGAIN: "this kernel may have {processes} processes and threads together (resources.processes)",
     errno.ENOMEM: "this kernel may use {memory} MiB of memory (resources.memory)",
     errno.EMFILE: "a process of this kernel may have {open_files} files open (resources.open_files)",

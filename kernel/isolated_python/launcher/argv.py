@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 SENTENCE = (
-    "Isolated Python: this front end starts kernels by itself and knows no kernel provisioners, so the kernel would run "
-    "without a sandbox; connect it to a Jupyter server (jupyter lab) instead"
+    "Isolated Python: this front end starts kernels by itself and knows no kernel provisioners, so the kernel would "
+    "run without a sandbox; connect it to a Jupyter server (jupyter lab) instead"
 )
 
 

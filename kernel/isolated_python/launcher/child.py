@@ -25,7 +25,7 @@ from typing import Any
 
 from isolated_python.errors import LaunchError
 from isolated_python.launcher import init
-from isolated_python.layers import catalogue as catalogue  # so that every step is known before the sandbox closes
+from isolated_python.layers import catalogue  # noqa: F401 - so that every step is known before the sandbox closes
 from isolated_python.layers.seccomp import LISTENER
 from isolated_python.layers.step import Descriptors, Step
 from isolated_python.linux import packets

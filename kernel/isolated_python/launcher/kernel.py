@@ -10,7 +10,8 @@ import sys
 import tempfile
 import threading
 import uuid
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import zmq
 from ipykernel import heartbeat
@@ -49,8 +50,8 @@ class InheritedHeartbeat(heartbeat.Heartbeat):
 class IsolatedKernelApp(IPKernelApp):
     """ipykernel, but for its sockets: they stand open already, and their paths do not exist in here."""
 
-    listeners: Descriptors = {}
-    _names = iter(())
+    listeners: ClassVar[Descriptors] = {}
+    _names: Iterator[str] = iter(())
 
     def init_sockets(self) -> None:
         self._names = iter(("shell", "stdin-channel", "control", "iopub"))  # the order that IPKernelApp binds in
@@ -84,7 +85,7 @@ def prepare() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # a head start, not a promise
-            print(f"importing {name} ahead failed: {error}", file=sys.stderr)
+            sys.stderr.write(f"importing {name} ahead failed: {error}\n")
 
 
 def run(order: dict[str, Any], descriptors: Descriptors) -> None:
@@ -111,12 +112,12 @@ def run(order: dict[str, Any], descriptors: Descriptors) -> None:
 
 def _forget_the_zygote(environment: dict[str, str]) -> None:
     """What all children of a zygote would share otherwise: its environment and its random state."""
-    os.environ.clear()
-    os.environ.update(environment)
+    os.environ.clear()  # noqa: TID251 - the kernel's own, from here on
+    os.environ.update(environment)  # noqa: TID251
     random.seed()
-    tempfile._name_sequence = None
+    tempfile._name_sequence = None  # type: ignore[attr-defined]
     tempfile.tempdir = None
-    uuid._node = None
+    uuid._node = None  # type: ignore[attr-defined]
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed()

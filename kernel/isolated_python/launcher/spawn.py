@@ -14,7 +14,7 @@ def spawn(
     descriptors: dict[int, int],
     before: Callable[[], None] | None = None,
 ) -> int:
-    """Fork, run `before`, execute. `descriptors`: number there → number here; 0, 1 and 2 are inherited. Returns the pid.
+    """Fork, run `before`, execute; returns the pid. `descriptors`: number there → number here; 0 to 2 are inherited.
 
     Where `before` or the execution fails, the child says why on standard error and exits with 127.
     """

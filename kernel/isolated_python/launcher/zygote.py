@@ -23,7 +23,7 @@ CONTROL = 3
 
 
 def main() -> None:
-    """Serve forks until the supervisor goes. argv: the modules to import ahead; none for a zygote that only executes."""
+    """Serve forks until the supervisor goes. argv: modules to import ahead; none where it only executes."""
     control = socket.socket(fileno=CONTROL)
     control.set_inheritable(False)
     program = execute_program
@@ -35,7 +35,7 @@ def main() -> None:
             try:
                 importlib.import_module(name)
             except Exception as error:  # a preload is a head start, not a promise
-                print(f"preloading {name} failed: {error}", file=sys.stderr)
+                sys.stderr.write(f"preloading {name} failed: {error}\n")
         kernel.prepare()
     gc.collect()
     gc.freeze()

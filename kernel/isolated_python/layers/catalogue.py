@@ -56,7 +56,9 @@ def plan(profile: Profile, host: Host, trees: tuple[str, ...] = (), filter: secc
         if not cause:
             return True
         if wanted == "require":
-            raise HostError(f"this host cannot give the layer {name}, and the profile requires it: {cause}", remedy=remedy)
+            raise HostError(
+                f"this host cannot give the layer {name}, and the profile requires it: {cause}", remedy=remedy
+            )
         notes.append(f"{name} is missing: {cause}")
         return False
 

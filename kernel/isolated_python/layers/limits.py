@@ -1,4 +1,4 @@
-"""The limits that hold for each process: setrlimit(2). What the kernel and its children use together, the cgroup limits."""
+"""The limits of each process: setrlimit(2). What a kernel and its children use together, the cgroup limits."""
 
 from __future__ import annotations
 

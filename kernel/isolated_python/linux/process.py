@@ -17,7 +17,7 @@ def fork(flags: int) -> int:
     libc is not told: its note of the thread's id is stale in the child until that forks in the ordinary way. So the
     child must stay single-threaded and make plain system calls only. Python is told, as os.fork would tell it.
     """
-    # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, … (linux 5.5)
+    # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls (linux 5.5)
     exit_signal = 0 if flags & CLONE_PARENT else 17
     arguments = struct.pack("=8Q", flags, 0, 0, 0, exit_signal, 0, 0, 0)
     buffer = ctypes.create_string_buffer(arguments, len(arguments))
@@ -46,7 +46,6 @@ def _clone3(buffer: ctypes.Array[ctypes.c_char], size: int) -> int:
         errno = ctypes.get_errno()
         raise OSError(errno, f"clone3: {os.strerror(errno)}")
     return pid
-
 
 
 def start_time(pid: int) -> int:

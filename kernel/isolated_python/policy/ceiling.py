@@ -24,7 +24,7 @@ def apply(profile: Profile, ceiling: Profile, named: dict[str, frozenset[str]]) 
         for item in fields(mine):
             value, limit = getattr(mine, item.name), getattr(most, item.name)
             if item.name in named.get(table, ()) and limit is not None and (value is None or value > limit):
-                notes.append(f"{table}.{item.name} is {limit:g} instead of {'unlimited' if value is None else f'{value:g}'}: the site's ceiling")
+                notes.append(f"{table}.{item.name} is {limit:g} instead of {value or 'unlimited'}: the site's ceiling")
                 mine = replace(mine, **{item.name: limit})
         profile = replace(profile, **{table: mine})
     layers = profile.layers
@@ -42,8 +42,12 @@ def apply(profile: Profile, ceiling: Profile, named: dict[str, frozenset[str]]) 
         for mount in files.mounts:
             allowed = [
                 grant for grant in ceiling.files.mounts
-                if (mount.source + "/").startswith(grant.source.rstrip("/") + "/") and (grant.writable or not mount.writable)
+                if (mount.source + "/").startswith(grant.source.rstrip("/") + "/")
+                and (grant.writable or not mount.writable)
             ]  # fmt: skip
             if not allowed:
-                raise ProfileError(f"the site's ceiling does not grant the mount of {mount.source!r}", remedy="ask the administrator of this server")
+                raise ProfileError(
+                    f"the site's ceiling does not grant the mount of {mount.source!r}",
+                    remedy="ask the administrator of this server",
+                )
     return replace(profile, layers=layers, files=files), notes

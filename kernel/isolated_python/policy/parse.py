@@ -12,11 +12,35 @@ from typing import Any, get_args
 
 from isolated_python.errors import ProfileError
 from isolated_python.policy import units
-from isolated_python.policy.profile import Channels, Files, Layers, Mount, Network, Profile, Resources, Strictness, Workspace
+from isolated_python.policy.profile import (
+    Channels,
+    Files,
+    Layers,
+    Mount,
+    Network,
+    Profile,
+    Resources,
+    Strictness,
+    Workspace,
+)
 
 UNLIMITED = "unlimited"
 CARRIERS = ("user", "mount")  # layers that all others stand on
-TAKEN = ("/proc", "/dev", "/sys", "/tmp", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/run", "/home/user", "/workspace")
+TAKEN = (
+    "/proc",
+    "/dev",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/etc",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib64",
+    "/run",
+    "/home/user",
+    "/workspace",
+)
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -39,7 +63,9 @@ def optional(read: Callable[[str, object], Any]) -> Callable[[str, object], Any]
 def one_of(*known: str) -> Callable[[str, object], str]:
     def read(key: str, value: object) -> str:
         if value not in known:
-            raise ProfileError(f"{key} = {value!r} is not known", remedy=f"write one of {', '.join(known)}{nearest(value, known)}")
+            raise ProfileError(
+                f"{key} = {value!r} is not known", remedy=f"write one of {', '.join(known)}{nearest(value, known)}"
+            )
         return str(value)
 
     return read
@@ -56,23 +82,34 @@ def _mount(key: str, item: Mapping[str, Any]) -> Mount:
     for name in ("source", "target"):
         path = item.get(name)
         if not isinstance(path, str) or not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
-            raise ProfileError(f"{key}.{name} = {path!r} is not a plain absolute path", remedy="write it without .. and without a slash at its end")
+            raise ProfileError(
+                f"{key}.{name} = {path!r} is not a plain absolute path",
+                remedy="write it without .. and without a slash at its end",
+            )
     target = item["target"]
-    if target == "/" or any(target == place or target.startswith(place + "/") or place.startswith(target + "/") for place in TAKEN):
-        raise ProfileError(f"{key}.target = {target!r} is a place of the sandbox's own", remedy="choose another, such as /data/course")
+    if target == "/" or any(
+        target == place or target.startswith(place + "/") or place.startswith(target + "/") for place in TAKEN
+    ):
+        raise ProfileError(
+            f"{key}.target = {target!r} is a place of the sandbox's own", remedy="choose another, such as /data/course"
+        )
     if not isinstance(item.get("writable", False), bool):
-        raise ProfileError(f"{key}.writable = {item['writable']!r} is neither true nor false", remedy="write writable = true")
+        raise ProfileError(
+            f"{key}.writable = {item['writable']!r} is neither true nor false", remedy="write writable = true"
+        )
     return Mount(item["source"], target, item.get("writable", False))
 
 
 def reach(key: str, value: object) -> tuple[str, ...]:
     """Granting hosts needs the egress process, which is not built yet: whoever asks is told so, and nothing starts."""
     if not isinstance(value, list) or not all(isinstance(host, str) for host in value):
-        raise ProfileError(f"{key} is not a list of host names", remedy='write reach = []')
+        raise ProfileError(f"{key} is not a list of host names", remedy="write reach = []")
     for host in value:
         bare = host.removeprefix("*.")
         if "*" in bare or "." not in bare or not bare:
-            raise ProfileError(f"{key}: {host!r} is too broad", remedy="name hosts, or *.example.edu for those of one domain")
+            raise ProfileError(
+                f"{key}: {host!r} is too broad", remedy="name hosts, or *.example.edu for those of one domain"
+            )
         try:
             ipaddress.ip_address(bare)
         except ValueError:
@@ -154,15 +191,21 @@ def check(profile: Profile) -> None:
     """What each key alone cannot tell. Raises ProfileError."""
     for layer in CARRIERS:
         if getattr(profile.layers, layer) != "require":
-            raise ProfileError(f"layers.{layer} carries all others and cannot be {getattr(profile.layers, layer)}", remedy="remove the key")
+            raise ProfileError(
+                f"layers.{layer} carries all others and cannot be {getattr(profile.layers, layer)}",
+                remedy="remove the key",
+            )
     granted = profile.resources
     if granted.memory is not None and 2 * (granted.tmp + granted.shm) > granted.memory:
         raise ProfileError(
-            f"resources.tmp and shm, {granted.tmp + granted.shm >> 20} MiB together, are more than half of resources.memory, {granted.memory >> 20} MiB",
+            f"resources.tmp and shm together, {granted.tmp + granted.shm >> 20} MiB, are more than half of "
+            f"resources.memory, {granted.memory >> 20} MiB",
             remedy="they are counted as memory: make them smaller or the memory larger",
         )
     if granted.idle is not None:
-        raise ProfileError("resources.idle cannot be watched yet", remedy="remove the key; the server's own culling ends idle kernels")
+        raise ProfileError(
+            "resources.idle cannot be watched yet", remedy="remove the key; the server's own culling ends idle kernels"
+        )
     targets = [mount.target for mount in profile.files.mounts]
     if len({*targets}) < len(targets):
         raise ProfileError("two of files.mounts have the same target", remedy="give each its own")
@@ -172,7 +215,9 @@ def _known(table: str, given: Mapping[str, Any], known: Any) -> None:
     for key in given:
         if key not in known:
             where = f"{table}.{key}" if table else str(key)
-            raise ProfileError(f"the key {where} is not known", remedy=f"the keys here are {', '.join(known)}{nearest(key, known)}")
+            raise ProfileError(
+                f"the key {where} is not known", remedy=f"the keys here are {', '.join(known)}{nearest(key, known)}"
+            )
 
 
 def nearest(word: object, known: Any) -> str:

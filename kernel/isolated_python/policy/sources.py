@@ -54,8 +54,8 @@ def load(
     path = find(name, folders)
     profile = read(path)
     sources = [str(path)]
-    for source, tables in overrides:
-        profile = parse.change(profile, tables, source)
+    for source, changes in overrides:
+        profile = parse.change(profile, changes, source)
         sources.append(source)
     notes: list[str] = []
     for folder in ceilings if ceilings is not None else site_folders():
@@ -78,7 +78,9 @@ def _fitting(profile: Profile, notes: list[str]) -> Profile:
     granted = profile.resources
     if granted.memory is not None and 2 * (granted.tmp + granted.shm) > granted.memory:
         granted = replace(granted, tmp=granted.memory // 4, shm=granted.memory // 8)
-        notes.append(f"resources.tmp is {granted.tmp >> 20} MiB and shm {granted.shm >> 20} MiB, to fit the ceiling's memory")
+        notes.append(
+            f"resources.tmp is {granted.tmp >> 20} MiB and shm {granted.shm >> 20} MiB, to fit the ceiling's memory"
+        )
     profile = replace(profile, resources=granted)
     parse.check(profile)
     return profile
@@ -86,13 +88,17 @@ def _fitting(profile: Profile, notes: list[str]) -> Profile:
 
 def find(name: str, folders: Sequence[Path] | None = None) -> Path:
     if not NAME.fullmatch(name):
-        raise ProfileError(f"{name[:80]!r} is not the name of a profile", remedy="names are small letters, digits, - and _")
+        raise ProfileError(
+            f"{name[:80]!r} is not the name of a profile", remedy="names are small letters, digits, - and _"
+        )
     for folder in folders if folders is not None else profile_folders():
         path = folder / f"{name}.toml"
         if path.is_file():
             return path
     known = sorted(names(folders))
-    raise ProfileError(f"there is no profile {name!r}", remedy=f"the profiles here are {', '.join(known)}{parse.nearest(name, known)}")
+    raise ProfileError(
+        f"there is no profile {name!r}", remedy=f"the profiles here are {', '.join(known)}{parse.nearest(name, known)}"
+    )
 
 
 def names(folders: Sequence[Path] | None = None) -> dict[str, Path]:
@@ -118,5 +124,3 @@ def _toml(path: Path) -> dict[str, Any]:
         raise ProfileError(f"{path} is not TOML: {error}", remedy="mend that line") from None
     except OSError as error:
         raise ProfileError(f"{path} cannot be read: {error.strerror}", remedy="mend its permissions") from None
-
-

@@ -387,7 +387,13 @@ class Broker:
         count = kernel.told.setdefault(rule, [0.0, 0.0])
         count[1] += 1
         if time.monotonic() - count[0] >= 1.0:
-            message = {"event": "refused", "kernel": kernel.name, "channel": channel, "rule": rule, "count": int(count[1])}
+            message = {
+                "event": "refused",
+                "kernel": kernel.name,
+                "channel": channel,
+                "rule": rule,
+                "count": int(count[1]),
+            }
             self.tell(message)
             count[:] = [time.monotonic(), 0.0]
 
