@@ -64,7 +64,7 @@ def load(
         if tables is not None:
             named = {key: frozenset(table) for key, table in tables.items() if isinstance(table, Mapping)}
             # Of what the ceiling does not name it must not seem to contradict anything either.
-            loose = replace(Profile(), resources=replace(Profile().resources, memory=None))
+            loose = replace(Profile(), resources=replace(Profile().resources, memory=None, tmp=1, shm=1))
             profile, lowered = ceiling.apply(profile, parse.change(loose, tables, str(above)), named)
             notes += lowered
             sources.append(str(above))

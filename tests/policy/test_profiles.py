@@ -1,0 +1,143 @@
+"""Profiles: what a person writes becomes values, or one sentence that says what is wrong and what to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isolated_python.errors import ProfileError
+from isolated_python.policy import sources
+from isolated_python.policy.profile import GiB, MiB, Profile
+
+SHIPPED = ("standard", "shared")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_profile_is_right_and_survives_the_wire(name: str) -> None:
+    import json
+
+    profile = sources.load(name, ceilings=[]).profile
+    assert profile.description
+    assert Profile.from_wire(json.loads(json.dumps(profile.to_wire()))) == profile
+
+
+def test_the_shipped_default_says_what_the_code_says() -> None:
+    """`standard` is commented out of the same values that a Profile without a file has."""
+    shipped = sources.load("standard", ceilings=[]).profile
+    assert (shipped.resources, shipped.files, shipped.layers) == (
+        Profile().resources,
+        Profile().files,
+        Profile().layers,
+    )
+
+
+def test_sizes_and_times_carry_units() -> None:
+    changed = sources.load(
+        "standard", [("test", {"resources": {"memory": "3 GiB", "cpu_time": "10 min"}})], ceilings=[]
+    )
+    assert changed.profile.resources.memory == 3 * GiB
+    assert changed.profile.resources.cpu_time == 600
+    unlimited = sources.load("standard", [("test", {"resources": {"memory": "unlimited"}})], ceilings=[])
+    assert unlimited.profile.resources.memory is None
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"resource": {}}, "did you mean resources"),
+    ({"resources": {"memry": "2 GiB"}}, "did you mean memory"),
+    ({"resources": {"memory": "2 G"}}, "unit"),
+    ({"resources": {"memory": 2048}}, "unit"),
+    ({"resources": {"memory": "0 GiB"}}, "leaves nothing"),
+    ({"resources": {"memory": "100 MiB"}}, "more than half"),
+    ({"resources": {"tmp": "unlimited"}}, "unit"),
+    ({"resources": {"processes": 0}}, "whole number"),
+    ({"resources": {"processes": True}}, "whole number"),
+    ({"resources": []}, "not a table"),
+    ({"resources": {"idle": "1 h"}}, "cannot be watched yet"),
+    ({"network": {"reach": ["*.com"]}}, "too broad"),
+    ({"network": {"reach": ["*"]}}, "too broad"),
+    ({"network": {"reach": ["10.0.0.1"]}}, "an address"),
+    ({"network": {"reach": ["example.edu"]}}, "cannot be granted yet"),
+    ({"layers": {"user": "off"}}, "carries all others"),
+    ({"layers": {"secomp": "require"}}, "did you mean seccomp"),
+    ({"layers": {"seccomp": "maybe"}}, "one of require, prefer, off"),
+    ({"files": {"workspace": "readonly"}}, "did you mean read-only"),
+    ({"files": {"mounts": [{"source": "/data", "target": "/usr/data"}]}}, "the sandbox's own"),
+    ({"files": {"mounts": [{"source": "/data", "target": "/"}]}}, "the sandbox's own"),
+    ({"files": {"mounts": [{"source": "/data/../etc", "target": "/data"}]}}, "plain absolute path"),
+    ({"files": {"mounts": [{"source": "data", "target": "/data"}]}}, "plain absolute path"),
+    ({"files": {"mounts": [{"source": "/a", "target": "/d"}, {"source": "/b", "target": "/d"}]}}, "same target"),
+    ({"preload": ["os; import x"]}, "module names"),
+]
+
+
+@pytest.mark.parametrize(("tables", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_what_cannot_be_meant_is_one_sentence(tables: dict[str, Any], words: str) -> None:
+    with pytest.raises(ProfileError) as refused:
+        sources.load("standard", [("the kernelspec", tables)], ceilings=[])
+    sentence = str(refused.value)
+    assert words in sentence
+    assert sentence.startswith("the kernelspec: ")
+    assert "\n" not in sentence
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize("name", ["standart", "../standard", "", "UPPER", "a" * 300, "x\n"])
+def test_a_profile_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(ProfileError):
+        sources.load(name, ceilings=[])
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("[resources\n")
+    with pytest.raises(ProfileError, match="is not TOML"):
+        sources.load("broken", folders=[tmp_path], ceilings=[])
+
+
+def test_nothing_below_exceeds_the_ceiling(tmp_path: Path) -> None:
+    """Numbers and modes come down to it, each with a sentence; what it does not speak of stays."""
+    (tmp_path / "ceiling.toml").write_text(
+        '[resources]\nmemory = "1 GiB"\ncpu = 1\n[layers]\nseccomp = "require"\n[files]\nworkspace = "read-only"\n'
+    )
+    asked = {"resources": {"memory": "unlimited", "processes": 999}, "layers": {"seccomp": "off", "time": "off"}}
+    found = sources.load("standard", [("the kernelspec", asked)], ceilings=[tmp_path])
+    profile = found.profile
+    assert (profile.resources.memory, profile.resources.cpu, profile.resources.processes) == (1 * GiB, 1.0, 999)
+    assert (profile.layers.seccomp, profile.layers.time) == ("require", "off")
+    assert profile.files.workspace == "read-only"
+    assert len(found.notes) >= 4
+
+
+def test_what_is_below_the_ceiling_already_stays(tmp_path: Path) -> None:
+    (tmp_path / "ceiling.toml").write_text('[resources]\nmemory = "8 GiB"\n')
+    found = sources.load("standard", ceilings=[tmp_path])
+    assert found.profile == sources.load("standard", ceilings=[]).profile
+    assert not found.notes
+
+
+def test_a_low_ceiling_shrinks_what_is_counted_as_memory(tmp_path: Path) -> None:
+    (tmp_path / "ceiling.toml").write_text('[resources]\nmemory = "256 MiB"\n')
+    granted = sources.load("standard", ceilings=[tmp_path]).profile.resources
+    assert granted.memory == 256 * MiB
+    assert 2 * (granted.tmp + granted.shm) <= granted.memory
+
+
+def test_a_mount_that_the_ceiling_does_not_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ceiling.toml").write_text(
+        '[[files.mounts]]\nsource = "/data"\ntarget = "/data"\n[resources]\nmemory = "4 GiB"\n'
+    )
+
+    def asked(source: str, writable: bool = False) -> None:
+        mounts = {"files": {"mounts": [{"source": source, "target": "/data", "writable": writable}]}}
+        sources.load("standard", [("the kernelspec", mounts)], ceilings=[tmp_path])
+
+    asked("/data/course")
+    for source, writable in (("/etc", False), ("/database", False), ("/data/course", True)):
+        with pytest.raises(ProfileError, match="ceiling does not grant"):
+            asked(source, writable)
+
+
+def test_a_broken_ceiling_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "ceiling.toml").write_text('[resources]\nmemroy = "1 GiB"\n')
+    with pytest.raises(ProfileError, match="did you mean memory"):
+        sources.load("standard", ceilings=[tmp_path])
