@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import sys
+from dataclasses import replace
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -102,15 +103,15 @@ class IsolatedProvisioner(KernelProvisionerBase):
     async def _launch(self, cmd: list[str], kwargs: dict[str, Any], opened: list[int]) -> KernelConnectionInfo:
         assert self._client is not None
         resolved = sources.load(self.profile, [("the configuration", self.overrides)] if self.overrides else [])
-        profile = resolved.profile
-        for note in resolved.notes:
+        self._cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
+        profile, empty = _not_the_home(self._cwd, resolved.profile, chosen=bool(kwargs.get("cwd")))
+        for note in filter(None, (*resolved.notes, empty)):
             self.log.warning("Isolated Python: %s", note)
         ours = interpreters.is_ours(cmd)
         trees = interpreters.own_trees() if ours else interpreters.trees_of(cmd[0])
         streams = {name: _descriptor(kwargs.get(name), opened) for name in ("stdin", "stdout", "stderr")}
-        self._cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
         given = [number for number in streams.values() if number is not None]
-        given += _workspace(self._cwd, profile, explicit=bool(kwargs.get("cwd")), opened=opened)
+        given += _workspace(self._cwd, profile, opened)
         ports = [secrets.randbelow(20_000) + 20_000]
         ports = [ports[0] + number for number in range(5)]
         answer = await asyncio.wrap_future(
@@ -283,20 +284,27 @@ def _descriptor(stream: Any, opened: list[int]) -> int | None:
     return None if number < 0 else int(number)
 
 
-def _workspace(cwd: str, profile: Profile, *, explicit: bool, opened: list[int]) -> list[int]:
-    """Open, once, the folders that the profile grants. Raises ProfileError or LaunchError with one sentence."""
-    given = []
-    if profile.files.workspace != "none":
-        given.append(_open_folder(cwd, "the workspace", opened))
-        home = os.path.realpath(os.path.expanduser("~"))
-        real = os.readlink(f"/proc/self/fd/{given[0]}")
-        if explicit and profile.files.workspace == "read-write" and (home + "/").startswith(real.rstrip("/") + "/"):
-            raise ProfileError(
-                f"the notebook lies in {real!r}, and a kernel must not write to a whole home folder with its dotfiles",
-                remedy='move it into a folder of its own or write workspace = "read-only" in the profile',
-            )
-    given += [_open_folder(grant.source, "a granted folder", opened) for grant in profile.files.mounts]
-    return given
+def _workspace(cwd: str, profile: Profile, opened: list[int]) -> list[int]:
+    """Open, once, the folders that the profile grants. Raises LaunchError with one sentence."""
+    given = [] if profile.files.workspace == "none" else [_open_folder(cwd, "the workspace", opened)]
+    return given + [_open_folder(grant.source, "a granted folder", opened) for grant in profile.files.mounts]
+
+
+def _not_the_home(cwd: str, profile: Profile, *, chosen: bool) -> tuple[Profile, str]:
+    """A workspace is never a whole home folder, nor what lies above one: keys and tokens are among its dotfiles.
+
+    Whoever chose such a folder is told so; where nobody chose one, the kernel gets an empty workspace, and a note.
+    """
+    home = os.path.realpath(os.path.expanduser("~")) + "/"
+    if profile.files.workspace == "none" or not home.startswith(os.path.realpath(cwd).rstrip("/") + "/"):
+        return profile, ""
+    if chosen:
+        raise ProfileError(
+            f"the notebook lies in {cwd!r}, and a kernel must not see a whole home folder with its dotfiles",
+            remedy='move the notebook into a folder of its own or write workspace = "none" in the profile',
+        )
+    files = replace(profile.files, workspace="none")
+    return replace(profile, files=files), f"the workspace is empty, because {cwd!r} is a whole home folder"
 
 
 def _open_folder(path: str, what: str, opened: list[int]) -> int:

@@ -7,6 +7,7 @@ own listens, and every answer is a concurrent.futures.Future that any loop can w
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -57,7 +58,9 @@ class Client:
         finally:
             theirs.close()
         if systemd.wanted():
-            systemd.delegate(self.pid)
+            # Without it there will be no cgroup, and each profile says whether that refuses the start.
+            with contextlib.suppress(HostError):
+                systemd.delegate(self.pid)
         threading.Thread(target=self._listen, name="isolated-python", daemon=True).start()
         self.hello = self.ask(
             "hello",
