@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -161,7 +162,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
         """The kernelspec's command, with its connection file where the kernel will find it."""
         outside = str(getattr(self.parent, "connection_file", "") or "")
         inside = f"{RUNTIME}/kernel-{self._name[:64]}.json"
-        return [word.replace(outside, inside) if outside else word for word in cmd]
+        words = [word.replace(outside, inside) if outside else word for word in cmd]
+        return [os.path.abspath(shutil.which(words[0]) or words[0]), *words[1:]]
 
     def _environment(self, given: dict[str, str], profile: Profile, program: str) -> dict[str, str]:
         allowed = {*ENVIRONMENT, *(self.kernel_spec.env or {})}

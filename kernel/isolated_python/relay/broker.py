@@ -211,11 +211,9 @@ class Broker:
             inside = socket.socket(fileno=kernel.sockets.pop())
             address = ("127.0.0.1", kernel.target["ports"][number])
         inside.setblocking(False)
-        try:
-            # Within one host: connecting either works at once or will not work now.
-            failure = inside.connect_ex(address)
-        except OSError as error:
-            failure = error.errno or errno.EIO
+        failure = inside.connect_ex(address)
+        if failure == errno.EINPROGRESS and _settled(inside):
+            failure = inside.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure in (0, errno.EINPROGRESS):
             link.kernel_end = End(link, KERNEL, inside)
             self._serve(link.kernel_end)
@@ -361,7 +359,7 @@ class Broker:
     def gone(self, end: End) -> None:
         """One side has closed. A dead kernel's clients of iopub stay, to be told why."""
         link = end.link
-        if end.side == KERNEL and link.channel == "iopub" and link.client.open:
+        if end.side == KERNEL and link.channel == "iopub" and link.client.open and end.walk.ready:
             self._close(end)
             self.adjust(link.client)
         else:
@@ -420,6 +418,13 @@ class Broker:
                     do(events)
             while self.timers and self.timers[0][0] <= time.monotonic():
                 heapq.heappop(self.timers)[2]()
+
+
+def _settled(connecting: socket.socket) -> bool:
+    """Whether a connection is made or refused already: on a loopback it is, unless the listener's backlog is full."""
+    look = select.poll()
+    look.register(connecting, select.POLLOUT)
+    return bool(look.poll(0))
 
 
 def _encoded(message: dict[str, Any]) -> bytes:
