@@ -14,6 +14,9 @@ import secrets
 import shutil
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -269,8 +272,18 @@ class IsolatedProvisioner(KernelProvisionerBase):
         self._prefix, self._cwd = provisioner_info["prefix"], provisioner_info["cwd"]
 
 
-async def _off_loop(function: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(None, function)
+async def _off_loop(function: Callable[[], client.Client]) -> client.Client:
+    """In a thread of its own: the loop's executor may be one that a fork has left without its threads."""
+    answer: Future[client.Client] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(function())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(answer)
 
 
 def _descriptor(stream: Any, opened: list[int]) -> int | None:
