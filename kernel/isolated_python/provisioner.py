@@ -67,6 +67,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 remedy="leave it at auto: the sockets lie in a folder that only this user can enter",
             )
         extra = kwargs.pop("extra_arguments", [])
+        if self._kernel is not None and self._kernel.status is None:
+            await self.kill()  # started a second time: the first is nobody's any more
         self._client = await _off_loop(client.current)
         await asyncio.wrap_future(self._client.hello)
         # A restart keeps its sockets, unless the supervisor, and their folder with it, is another by now.
