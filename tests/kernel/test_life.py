@@ -77,6 +77,29 @@ def test_a_wall_clock_limit_ends_the_kernel_and_says_so(server: Server) -> None:
     assert "wall_clock" in answer["text"]
 
 
+def test_a_flood_of_raw_output_and_of_refused_calls_stops_nobody_else(server: Server) -> None:
+    """The supervisor reads and answers at a bounded rate; the flooding kernel waits, its neighbour does not."""
+    server.start("flood")
+    server.start("b")
+    code = (
+        "import os, threading, ctypes\n"
+        "def write():\n    while True: os.write(raw, b'x' * 65536)\n"
+        "def refused():\n    while True: libc.unshare(0x10000000)\n"
+        "libc = ctypes.CDLL(None)\n"
+        "import sys; raw = sys.stderr._original_stdstream_copy\n"
+        "for one in (write, refused): threading.Thread(target=one, daemon=True).start()\n"
+        "print('flooding')"
+    )
+    assert server.text(code, "flood") == "flooding"
+    used = psutil.Process(server.ask("supervisor")["pid"])
+    before = sum(used.cpu_times()[:2])
+    for number in range(20):
+        assert server.text(f"print({number})", "b") == str(number)
+    assert sum(used.cpu_times()[:2]) - before < 2
+    server.start("c")  # and new ones start
+    assert server.text("print(1)", "c") == "1"
+
+
 def test_a_crash_is_told_in_the_cell(server: Server) -> None:
     server.start()
     answer = server.run("import ctypes; ctypes.string_at(0)")

@@ -36,6 +36,7 @@ CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 INSIDE = ("shell", "iopub", "stdin-channel", "control", "hb")  # "stdin" is the standard stream
 VISITS = "visits"  # the socket in our folder where the command line may call
 LAST_WORDS = 4096  # bytes of a kernel's standard output and error that are kept for the log
+HEARD = 1 << 20  # bytes of that a second; a kernel that writes more waits
 EPITAPH = 1.0  # seconds that the relay has to tell the cell why its kernel died
 REFUSALS = 200  # refused calls a second that are answered at once; a kernel that makes more waits
 MOST_RELAYS = 20  # that may end within a minute, before we take it that none can live
@@ -65,6 +66,7 @@ class Sandbox:
     listener: int = -1
     output: int = -1
     last_words: bytes = b""
+    heard: int = 0
     failure: str = ""
     deadline: str = ""
     cell: str = ""
@@ -618,8 +620,24 @@ class Supervisor:
         data = os.read(sandbox.output, 65536)
         if data:
             sandbox.last_words = (sandbox.last_words + data)[-LAST_WORDS:]
+            sandbox.heard += len(data)
+            if sandbox.heard > HEARD and sandbox.state != "ended":
+                self.loop.unregister(sandbox.output)  # its pipe fills, and whoever floods it waits
+                self._later(1.0, lambda: self._hear_again(sandbox))
         else:
-            self.loop.unregister(sandbox.output)
+            self._close_output(sandbox)
+
+    def _hear_again(self, sandbox: Sandbox) -> None:
+        sandbox.heard = 0
+        if sandbox.output >= 0 and sandbox.state != "ended":
+            self.loop.register(sandbox.output, selectors.EVENT_READ, lambda: self._hear(sandbox))
+
+    def _close_output(self, sandbox: Sandbox) -> None:
+        if sandbox.output >= 0:
+            try:
+                self.loop.unregister(sandbox.output)
+            except KeyError:  # not listened to at the moment
+                pass
             os.close(sandbox.output)
             sandbox.output = -1
 
@@ -728,15 +746,12 @@ class Supervisor:
         if sandbox.name in self.doors:
             self._tell_relay({"verb": "detach", "kernel": sandbox.name})
         self._close_listener(sandbox)
-        for open_one in (sandbox.channel, sandbox.output):
-            try:
-                self.loop.unregister(open_one)
-            except (KeyError, ValueError):
-                pass
+        try:
+            self.loop.unregister(sandbox.channel)
+        except (KeyError, ValueError):
+            pass
         sandbox.channel.close()
-        if sandbox.output >= 0:
-            os.close(sandbox.output)
-            sandbox.output = -1
+        self._close_output(sandbox)
         self._close_descriptors(sandbox)
         for path in sandbox.order.get("paths", ()):
             _unlink(f"{self.folder}/kernels/{path}")
