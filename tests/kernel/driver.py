@@ -78,6 +78,11 @@ def restart(ask: dict[str, Any]) -> dict[str, Any]:
     return {"pid": managers[ask["name"]].provisioner.pid}
 
 
+def ready(ask: dict[str, Any]) -> dict[str, Any]:
+    clients[ask["name"]].wait_for_ready(timeout=20)
+    return {}
+
+
 def interrupt(ask: dict[str, Any]) -> dict[str, Any]:
     managers[ask["name"]].interrupt_kernel()
     return {}
@@ -107,7 +112,7 @@ def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
     return {"pid": found.pid, "folder": found.folder}
 
 
-DEEDS = {deed.__name__: deed for deed in (start, run, rest, restart, interrupt, stop, alive, ended, supervisor)}
+DEEDS = {deed.__name__: deed for deed in (start, run, rest, restart, ready, interrupt, stop, alive, ended, supervisor)}
 
 for line in sys.stdin:
     ask = json.loads(line)

@@ -23,7 +23,7 @@ def test_what_belongs_to_the_host_does_not_exist(server: Server, tmp_path: objec
     """Homes, shadow, the folders of Jupyter, other workspaces: not refused, but not there."""
     secret = server.folder.parent / "secret.txt"
     secret.write_text("secret")
-    places = ["/etc/shadow", "/root", "/home/isolated-tester", "/var", "/run/user", str(secret), str(server.folder)]
+    places = ["/etc/shadow", "/root", "/home/isolated-tester", "/var/log", "/run/user", str(secret), str(server.folder)]
     server.start()
     assert os.path.exists("/etc/shadow")
     assert server.text(f"import os; print([p for p in {places!r} if os.path.exists(p)])") == "[]"

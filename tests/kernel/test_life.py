@@ -113,6 +113,7 @@ def test_a_killed_zygote_or_relay_is_replaced_without_losing_a_kernel(server: Se
         victim = one(server, word)
         victim.send_signal(signal.SIGKILL)
         psutil.wait_procs([victim], timeout=5)
+        assert "error" not in server.ask("ready", name="a")  # clients connect again by themselves
         assert server.text("print(x + 1)", "a", timeout=20) == "42"
     server.start("b")
     assert server.text("print(1)", "b") == "1"

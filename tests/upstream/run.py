@@ -27,6 +27,7 @@ CACHE = HERE.parent.parent / ".cache" / "upstream"
 BUDGET = 1200  # seconds that one suite may take
 EACH = 120  # seconds that one test may take
 # pytest-asyncio warns where this is unset, and most suites make of every warning an error.
+FEW = 3  # failed tests that are tried a second time, by themselves; more than that is no accident
 QUIET = "-o asyncio_default_fixture_loop_scope=function"
 
 
@@ -115,7 +116,7 @@ def environment(home: str, stock: bool) -> dict[str, str]:
     return told if stock else told | {"JUPYTER_DEFAULT_PROVISIONER_NAME": "isolated-python"}
 
 
-def run(name: str, *, stock: bool, verbose: bool) -> dict[str, tuple[str, str]]:
+def run(name: str, *, stock: bool, verbose: bool, only: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
     """Outcome and reason of each test of the suite, by node id. A suite out of time fails the test it hung in."""
     suite, outcomes = SUITES[name], {}
     folder = unpacked(suite.distribution)
@@ -127,7 +128,14 @@ def run(name: str, *, stock: bool, verbose: bool) -> dict[str, tuple[str, str]]:
         options += ["--timeout-method=signal"]  # the other method ends the whole run, and with it what is to come
         options += [f"--rootdir={folder}", f"--confcutdir={folder}", "-c", str(folder / "pyproject.toml")]
         options += [] if stock else [f"--deselect={node}" for node in refused_by_design(name)]
-        command = [sys.executable, str(HERE / "inside.py"), str(record), *options, *suite.options, *suite.tests]
+        command = [
+            sys.executable,
+            str(HERE / "inside.py"),
+            str(record),
+            *options,
+            *suite.options,
+            *(only or suite.tests),
+        ]
         log = CACHE / f"{name}.{'stock' if stock else 'isolated'}.log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
@@ -174,6 +182,13 @@ def main() -> int:
     for name in names:
         began = time.monotonic()
         outcomes = run(name, stock=asked.stock, verbose=asked.verbose)
+        failed = tuple(node for node, (outcome, _) in outcomes.items() if outcome == "failed" and "::" in node)
+        if 0 < len(failed) <= FEW:
+            # Many of these tests bet on a clock: what fails beside others and holds alone is told, and not counted.
+            for node, (outcome, reason) in run(name, stock=asked.stock, verbose=asked.verbose, only=failed).items():
+                if outcome == "passed":
+                    print(f"held on the second try: {name}::{node}")
+                    outcomes[node] = (outcome, reason)
         counted = {kind: sum(outcome == kind for outcome, _ in outcomes.values()) for kind in total}
         total = {kind: total[kind] + counted[kind] for kind in total}
         took = time.monotonic() - began
