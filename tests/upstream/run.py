@@ -87,7 +87,9 @@ def unpacked(distribution: str) -> Path:
         download = ["download", "--quiet", "--no-deps", "--no-binary", distribution, "--dest", str(sdists)]
         subprocess.run([sys.executable, "-m", "pip", *download, f"{distribution}=={version}"], check=True)
         with tarfile.open(sdists / f"{distribution}-{version}.tar.gz") as archive:
-            archive.extractall(CACHE, filter="data")
+            if hasattr(tarfile, "data_filter"):  # Python 3.11.4
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(CACHE)
     return folder
 
 
