@@ -1,0 +1,62 @@
+"""One loop over descriptors, deadlines and the ends of children: all that a supervisor waits for."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import selectors
+import time
+from collections.abc import Callable
+from typing import Any
+
+Do = Callable[[], None]
+
+
+class Loop:
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Do]] = []
+        self._numbers = itertools.count()
+
+    def listen(self, descriptor: Any, do: Do) -> None:
+        """Call `do` whenever there is something to read."""
+        self._selector.register(descriptor, selectors.EVENT_READ, do)
+
+    def ignore(self, descriptor: Any) -> None:
+        """Listen no more; nothing where nobody listened."""
+        try:
+            self._selector.unregister(descriptor)
+        except (KeyError, ValueError):
+            pass
+
+    def later(self, seconds: float, do: Do) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), do))
+
+    def at_end(self, pid: int, do: Do) -> int:
+        """Call `do` when the child `pid` has ended. Returns its pidfd, which is closed afterwards, and it reaped."""
+        pidfd = os.pidfd_open(pid)
+
+        def ended() -> None:
+            self.ignore(pidfd)
+            try:
+                do()
+            finally:
+                try:
+                    os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+                except ChildProcessError:
+                    pass
+                os.close(pidfd)
+
+        self.listen(pidfd, ended)
+        return pidfd
+
+    def run(self) -> None:
+        """For ever. What is called may raise SystemExit."""
+        while True:
+            wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+            for key, _ in self._selector.select(wait):
+                if self._selector.get_map().get(key.fd) is key:  # not ignored by one that came before it
+                    key.data()
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                heapq.heappop(self._timers)[2]()

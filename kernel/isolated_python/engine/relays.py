@@ -1,0 +1,175 @@
+"""The supervisor's end of the relay: starts it, gives it doors and targets, and starts another when it is killed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from isolated_python.engine import zygotes
+from isolated_python.engine.loop import Loop
+from isolated_python.errors import ProtocolError
+from isolated_python.launcher.spawn import spawn
+from isolated_python.linux import packets
+
+MOST_ENDS = 20  # within a minute, before we take it that no relay can live
+LAST_WORDS = 1.0  # seconds that it has to tell a cell why its kernel died
+
+Event = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Door:
+    """The client side of a kernel: sockets that outlive restarts."""
+
+    key: str
+    channels: dict[str, Any]
+    listeners: list[socket.socket]
+    paths: list[str]
+
+
+class Relay:
+    """The one relay of a supervisor, whichever process that is at the moment."""
+
+    def __init__(
+        self, loop: Loop, filter: bytes, uid: int | None, folder: str, heard: Callable[[str, Event], None],
+        tell: Callable[..., None], replaced: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`filter`: BPF; `uid`: who it becomes, None for who we are; `folder`: with the kernels' sockets.
+
+        `heard(kernel, event)`: what it has to say; `tell(name, **values)`: to the log; `replaced()`: needs its targets.
+        """
+        self._loop, self._filter, self._uid, self._heard, self._tell = loop, filter, uid, heard, tell
+        self._replaced = replaced
+        self._clients = f"{folder}/clients"
+        self._kernels = os.open(f"{folder}/kernels", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._doors: dict[str, Door] = {}
+        self._waiting: dict[str, Callable[[], None]] = {}  # kernel → what to do when its cell has been told
+        self._ends: list[float] = []
+        self._start()
+
+    def _start(self) -> None:
+        self._socket, theirs = packets.pair()
+        program = f"import sys; sys.path.insert(0, {zygotes.ROOT!r}); "
+        program += "from isolated_python.relay.broker import main; main()"
+        argv = [sys.executable, "-I", "-S", "-c", program]
+        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+        pid = spawn(argv, environment, {3: theirs.fileno(), 4: self._kernels})
+        theirs.close()
+        bpf = os.memfd_create("filter", os.MFD_CLOEXEC)
+        os.write(bpf, self._filter)
+        os.lseek(bpf, 0, os.SEEK_SET)
+        self.ask("hello", descriptors=[bpf], uid=self._uid, filter=True)
+        os.close(bpf)
+        ours = self._socket
+        self._loop.listen(ours, self._hear)
+        self._loop.at_end(pid, lambda: self._ended(ours))
+
+    def _ended(self, one: socket.socket) -> None:
+        """Start another, and hand it every door: clients connect again by themselves, kernels never notice."""
+        if self._socket is not one:
+            return
+        self._loop.ignore(one)
+        one.close()
+        self._tell("relay-ended")
+        self._ends = [*(then for then in self._ends if then > time.monotonic() - 60), time.monotonic()]
+        if len(self._ends) > MOST_ENDS:
+            raise SystemExit(f"the relay ended {len(self._ends)} times within a minute; so do we")
+        for name in [*self._waiting]:
+            self._told(name)
+        self._start()
+        for name, door in self._doors.items():
+            self._open(name, door)
+        self._replaced()
+
+    def ask(self, verb: str, kernel: str = "", descriptors: list[int] | tuple[int, ...] = (), **values: Any) -> None:
+        try:
+            packets.send(self._socket, {"verb": verb, "kernel": kernel, **values}, descriptors)
+        except OSError as error:  # its end is noticed, and another one started
+            self._tell("relay-deaf", error=str(error))
+
+    def _hear(self) -> None:
+        try:
+            message, descriptors = packets.receive(self._socket)
+        except (ConnectionError, ProtocolError):
+            return
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if message is None:
+            self._loop.ignore(self._socket)  # its end is dealt with when the process has ended
+        elif message.get("event") == "inserted":
+            self._told(str(message.get("kernel")))
+        else:
+            self._heard(str(message.get("kernel")), message)
+
+    # ---- the client side of a kernel -------------------------------------------------------------------------------
+
+    def open(self, name: str, key: str, channels: dict[str, Any], prefix: str) -> None:
+        """Make its door, unless it has one from before a restart. The sockets are `prefix`-1 to `prefix`-5."""
+        door = self._doors.get(name)
+        if door is not None and all(map(os.path.exists, door.paths)):
+            door.key = key
+            return
+        # jupyter_client unlinks the sockets of a manager at its restart; clients look for them at the same place.
+        self.close(name)
+        paths = [f"{self._clients}/{prefix}-{number}" for number in (1, 2, 3, 4, 5)]
+        door = self._doors[name] = Door(key, channels, [], paths)
+        for path in paths:
+            door.listeners.append(listener(path))
+        self._open(name, door)
+
+    def _open(self, name: str, door: Door) -> None:
+        listeners = [one.fileno() for one in door.listeners]
+        self.ask("open", name, listeners, channels=door.channels, key=door.key, client="ipc")
+
+    def close(self, name: str) -> None:
+        door = self._doors.pop(name, None)
+        if door is not None:
+            self.ask("close", name)
+            for one, path in zip(door.listeners, door.paths, strict=True):
+                one.close()
+                unlink(path)
+
+    def detach(self, name: str) -> None:
+        """Its kernel has gone; the door stays for the next."""
+        if name in self._doors:
+            self.ask("detach", name)
+
+    def insert(self, name: str, sentence: str, then: Callable[[], None]) -> None:
+        """Tell the running cell, if there is one, and then, or after LAST_WORDS, do `then`."""
+        self._waiting[name] = then
+        self._loop.later(LAST_WORDS, lambda: self._told(name))
+        traceback = [f"\x1b[31mKernelDied\x1b[0m: {sentence}"]
+        self.ask("insert", name, busy_only=True, ename="KernelDied", evalue=sentence, traceback=traceback)
+
+    def _told(self, name: str) -> None:
+        then = self._waiting.pop(name, None)
+        if then is not None:
+            then()
+
+    def stop(self) -> None:
+        for name in [*self._doors]:
+            self.close(name)
+        self._socket.close()
+
+
+def listener(path: str, owner: int | None = None) -> socket.socket:
+    """A listening socket in a folder of ours that `owner` alone may connect to; None for ourselves."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    made.bind(path)
+    os.chmod(path, 0o600)
+    if owner is not None:
+        os.chown(path, owner, -1)
+    made.listen(64)
+    return made
+
+
+def unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,346 @@
+"""One kernel's sandbox, from the request for it to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from isolated_python.audit.log import Log
+from isolated_python.engine import reasons, relays, workspace
+from isolated_python.engine.identities import Identities
+from isolated_python.engine.loop import Loop
+from isolated_python.engine.refusals import Refusals
+from isolated_python.engine.words import Words
+from isolated_python.engine.zygotes import Zygote
+from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError
+from isolated_python.layers import cgroup
+from isolated_python.layers.catalogue import Plan
+from isolated_python.layers.identity import USER
+from isolated_python.linux import namespaces, packets
+from isolated_python.policy.profile import Profile
+
+CHANNELS = {"shell": "shell", "iopub": "iopub", "stdin": "stdin-channel", "control": "control", "hb": "hb"}
+START = 60.0  # seconds until a sandbox must stand
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all sandboxes of a supervisor have in common."""
+
+    loop: Loop
+    log: Log
+    folder: str  # of our sockets
+    relay: relays.Relay
+    identities: Identities | None  # None: every kernel runs as who we are
+    groups: Callable[[], cgroup.Parent]  # raises HostError where the host has no cgroup for us
+    call_name: Callable[[int], str]
+    taken: Callable[[int], bool]  # whether we know such a child of ours already
+    gone: Callable[[Sandbox], None]  # it has been let go of, and its name is free
+    ended: Callable[[Sandbox, int, str], None]  # a kernel that ran: its status, and why we think so
+    incarnations: int = 0
+
+    @property
+    def relay_uid(self) -> int | None:
+        return self.identities.first + 1 if self.identities else None
+
+
+class Sandbox:
+    def __init__(
+        self, shared: Shared, order: dict[str, Any], profile: Profile, plan: Plan, reply: Callable[..., None]
+    ) -> None:
+        """`order`: the request for it, of the server; `reply` answers that, once."""
+        self._shared, self._order, self._reply = shared, order, reply
+        self.name: str = order["kernel"]
+        self.profile, self.plan = profile, plan
+        self.state = "asked"  # → born → confined → running → ended
+        self.began = time.monotonic()
+        self.pid = self._pidfd = -1
+        self.group: cgroup.Group | None = None
+        self.cell = ""  # msg_id of the request that runs
+        self._uid: int | None = None
+        self._descriptors: dict[str, int] = {}
+        self._paths: list[str] = []  # of the kernel's own listeners, in the folder that only the relay may enter
+        self._channel, self._theirs = packets.pair()
+        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._words = Words(shared.loop)
+        self._refusals: Refusals | None = None
+        self._targeted = False
+        self._cause = ""  # why we ended it ourselves, or why it never stood
+        shared.incarnations += 1
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """How often each system call was refused."""
+        return self._refusals.counts if self._refusals else {}
+
+    @property
+    def words(self) -> str:
+        """The end of what it wrote to its standard streams."""
+        return str(self._words)
+
+    # ---- its start -------------------------------------------------------------------------------------------------
+
+    def start(self, given: list[int], zygote: Callable[[], Zygote]) -> None:
+        """Make all that only we can make, and ask the zygote for a fork. Raises OSError, IsolatedPythonError."""
+        self._join_group()
+        if self._shared.identities is not None:
+            self._uid = self._shared.identities.take()
+        self._open_streams(given)
+        self._open_mounts(given)
+        order, folder = self._order, self._shared.folder
+        self._shared.relay.open(self.name, order["key"], order["profile"]["channels"], order["sockets"])
+        if order["argv"] is None:
+            for channel, inside in CHANNELS.items():
+                path = f"{folder}/kernels/{self._shared.incarnations}.{channel}"
+                self._descriptors[inside] = relays.listener(path, self._shared.relay_uid).detach()
+                self._paths.append(path)
+        request = {"kernel": self.name, "namespaces": self.plan.namespaces}
+        packets.send(zygote().control, request, [self._theirs.fileno()])
+        self._theirs.close()
+        self._shared.loop.listen(self._channel, self._hear)
+        self._shared.loop.later(START, self._give_up)
+
+    def _join_group(self) -> None:
+        wanted = self.profile.layers.cgroup
+        if wanted == "off":
+            return
+        try:
+            self.group = self._shared.groups().group(self.name, self.profile.resources)
+        except HostError as error:
+            if wanted == "require":
+                raise
+            self.plan.notes.append(f"cgroup is missing: {error.message}")
+
+    def _open_streams(self, given: list[int]) -> None:
+        """What the server gave for the standard streams; else nothing to read, and our ears for what is written."""
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            ears = self._words.write_end
+            for name, default in {"stdin": null, "stdout": ears, "stderr": ears}.items():
+                self._descriptors[name] = os.dup(given.pop(0) if self._order["streams"][name] else default)
+        finally:
+            os.close(null)
+            os.close(self._words.write_end)
+
+    def _open_mounts(self, given: list[int]) -> None:
+        files = self.profile.files
+        if files.workspace != "none":
+            writable = files.workspace == "read-write"
+            self._descriptors["workspace"] = workspace.detached(given.pop(0), writable=writable, uid=self._uid)
+        for number, grant in enumerate(files.mounts):
+            tree = workspace.detached(given.pop(0), writable=grant.writable, uid=self._uid)
+            self._descriptors[f"mount-{number}"] = tree
+
+    def _hear(self) -> None:
+        """A message of process 1, or of the kernel before its first cell: our own code, but watched all the same."""
+        try:
+            if self.state == "asked":
+                self._born()
+                return
+            message, descriptors = packets.receive(self._channel)
+        except (ConnectionError, ProtocolError):
+            message, descriptors = None, []
+        except (OSError, IsolatedPythonError) as error:
+            self.fail(str(error))
+            return
+        if message is None:
+            self._shared.loop.ignore(self._channel)
+            return
+        match message.get("event"), self.state:
+            case "failed", _:
+                self.fail(str(message.get("reason"))[:1000])
+            case "confined", "born":
+                self.state = "confined"
+                if descriptors:
+                    listener = descriptors.pop()
+                    self._refusals = Refusals(self._shared.loop, listener, self._shared.call_name, self._refused)
+            case "running", "confined":
+                self._runs()
+            case "sockets", "running" if self._targeted:
+                self._shared.relay.ask("sockets", self.name, descriptors)
+            case "sockets", "running":
+                self._targeted = True
+                self._shared.relay.ask("target", self.name, descriptors, kind="inet", ports=self._order["ports"])
+        _close(descriptors)
+
+    def _born(self) -> None:
+        """The first message carries, by Linux's own word, the pid of its sender. unix(7), SCM_CREDENTIALS"""
+        space = socket.CMSG_SPACE(12)
+        encoded, ancillary, _, _ = self._channel.recvmsg(1 << 14, space, socket.MSG_CMSG_CLOEXEC)
+        if b'"failed"' in encoded or not encoded:
+            reason = json.loads(encoded)["reason"] if encoded else "its zygote ended; see the server's log"
+            raise LaunchError(str(reason)[:1000])
+        pid = next((struct.unpack("iii", data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0)
+        # A child of ours that nobody has reaped keeps its pid: from here on there is no race.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if self._shared.taken(pid):
+            raise LaunchError("a zygote sent a process that is another's")
+        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        self.pid, self.state = pid, "born"
+        self._pidfd = self._shared.loop.at_end(pid, self._ended)
+        outside = (self._uid, self._uid) if self._uid is not None else (os.getuid(), os.getgid())
+        namespaces.map_ids(pid, [(USER, outside[0], 1)], [(USER, outside[1], 1)])
+        order = {
+            "descriptors": [*self._descriptors],
+            "init": [step.to_wire() for step in self.plan.init],
+            "kernel": [step.to_wire() for step in self.plan.kernel],
+            "check": [step.to_wire() for step in self.plan.check],
+            "program": {
+                **{key: self._order[key] for key in ("argv", "arguments", "cwd", "connection", "environment")},
+                "granted": self._order["profile"]["resources"],
+            },
+        }
+        if self.group is not None:
+            self.group.attach(pid)
+        packets.send(self._channel, order, [*self._descriptors.values()])
+        self._close_descriptors()
+
+    def _runs(self) -> None:
+        self.state = "running"
+        if self._refusals is not None:
+            self._refusals.counting = True
+        self.target()
+        granted = self.profile.resources
+        if granted.wall_clock is not None:
+            used = f"{granted.wall_clock:g} s since its start"
+            self._shared.loop.later(granted.wall_clock, lambda: self._deadline("resources.wall_clock", used))
+        if granted.cpu_time is not None:
+            self._shared.loop.later(1.0, self._watch_cpu)
+        self._shared.log.write(
+            "kernel-started", kernel=self.name, profile=self.profile.name, pid=self.pid, uid=self._uid,
+            weakened=self.plan.notes, seconds=round(time.monotonic() - self.began, 4),
+        )  # fmt: skip
+        self._reply(pid=self.pid, notes=self.plan.notes)
+
+    def target(self) -> None:
+        """Tell the relay where this kernel listens."""
+        if self.state not in ("confined", "running"):
+            return
+        if self._paths:
+            paths = [os.path.basename(path) for path in self._paths]
+            self._shared.relay.ask("target", self.name, kind="unix", paths=paths)
+        else:
+            self._targeted = False
+            self.give_sockets(16)
+
+    def give_sockets(self, count: int) -> None:
+        """Have process 1 make sockets in its network, for the relay to connect to a kernel that binds ports there."""
+        if self.state == "running":
+            packets.send(self._channel, {"sockets": count})
+
+    def _refused(self, call: str, count: int) -> None:
+        self._shared.log.write("call-refused", kernel=self.name, call=call, count=count, cell=self.cell)
+
+    # ---- its end ---------------------------------------------------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        """To the kernel and its process group."""
+        if number == signal.SIGKILL:
+            self.kill()
+        elif self.state == "running":
+            packets.send(self._channel, {"signal": number})
+
+    def kill(self) -> None:
+        """The end of process 1 is the end of all its processes."""
+        if self._pidfd >= 0 and self.state != "ended":
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def fail(self, cause: str) -> None:
+        """It cannot stand, or not any longer."""
+        self._cause = self._cause or cause
+        self.kill()
+        if self._pidfd < 0:
+            self.release()
+
+    def _give_up(self) -> None:
+        if self.state in ("asked", "born", "confined"):
+            self.fail(f"it did not stand within {START:g} seconds")
+
+    def _deadline(self, key: str, used: str) -> None:
+        if self.state == "running":
+            name = self.profile.name
+            self.fail(f"the kernel was ended: it used {used}, and the profile {name} grants no more ({key})")
+
+    def _watch_cpu(self) -> None:
+        limit = self.profile.resources.cpu_time
+        if self.state != "running" or self.group is None or limit is None:
+            return
+        used = self.group.usage().cpu_seconds
+        if used >= limit:
+            self._deadline("resources.cpu_time", f"{used:.0f} s of CPU time")
+        else:
+            soonest = (limit - used) / (os.cpu_count() or 1)
+            self._shared.loop.later(min(max(soonest, 0.2), 5.0), self._watch_cpu)
+
+    def _ended(self) -> None:
+        """Process 1 has ended, and with it all the others. Say why, then let go."""
+        found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        assert found is not None
+        status = reasons.status_of(found.si_status, exited=found.si_code == os.CLD_EXITED)
+        ran, self.state = self.state == "running", "ended"
+        self._words.finish()
+        reason = self._cause or reasons.why(status, self.profile, self.group)
+        self._shared.log.write(
+            "kernel-ended", kernel=self.name, status=status, reason=reason, refused=self.refused, last_words=self.words
+        )
+
+        def let_go() -> None:
+            self.release()
+            if ran:
+                self._shared.ended(self, status, reason)
+
+        if ran and reason:
+            self._shared.relay.insert(self.name, reason, let_go)
+        else:
+            let_go()
+
+    def release(self) -> None:
+        """Let go of everything that was this sandbox's; answer the request for it, if that still waits."""
+        why = self._cause or self.words.strip().rpartition("\n")[2] or "its first process ended before it stood"
+        self._reply(LaunchError(f"the kernel could not be started: {why}"))
+        self.state = "ended"
+        self._shared.gone(self)
+        self._shared.relay.detach(self.name)
+        if self._refusals is not None:
+            self._refusals.close()
+        self._shared.loop.ignore(self._channel)
+        self._channel.close()
+        self._theirs.close()
+        self._words.close()
+        self._close_descriptors()
+        for path in self._paths:
+            relays.unlink(path)
+        if self.group is not None:
+            self.group.kill()
+            self.group.remove()
+            self.group = None
+        if self._uid is not None and self._shared.identities is not None:
+            self._shared.identities.give_back(self._uid)
+            self._uid = None
+
+    def end_now(self) -> None:
+        """Kill it, wait for its end, let go: for a supervisor that goes itself."""
+        self.kill()
+        if self._pidfd >= 0 and self.state != "ended":
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        self._reply = lambda *_, **__: None
+        self.release()
+
+    def _close_descriptors(self) -> None:
+        _close([*self._descriptors.values()])
+        self._descriptors.clear()
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
