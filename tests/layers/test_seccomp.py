@@ -29,7 +29,8 @@ from isolated_python.policy.profile import Layers, Profile
 
 X86_64, AARCH64, I386 = 0xC000003E, 0xC00000B7, 0x40000003
 HALF = (1 << 32) - 1
-CONFINED = Path(__file__).parent / "confined.py"
+# As text: another user may be unable to enter the folder that this checkout lies in.
+CONFINED = Path(__file__).with_name("confined.py").read_text()
 NOBODY = 65534
 USERS = [pytest.param(0, marks=pytest.mark.root), pytest.param(NOBODY, marks=pytest.mark.root)]
 if os.geteuid():
@@ -199,7 +200,7 @@ def confined(
     told: list[seccomp.Notification] = []
     program = base64.b64encode(filter.program).decode()
     with ours, theirs:
-        command = [sys.executable, str(CONFINED), str(theirs.fileno()), program, *argv]
+        command = [sys.executable, "-c", CONFINED, str(theirs.fileno()), program, *argv]
         process = subprocess.Popen(
             command, stdout=-1, stderr=-1, text=True, pass_fds=[theirs.fileno()], cwd=cwd, env=env, **identity
         )
@@ -336,7 +337,7 @@ def test_a_filter_without_its_supervisor_refuses_as_an_older_linux(kernel: layer
     """A supervisor that died grants nothing: what it would have been told of answers ENOSYS."""
     program = base64.b64encode(kernel.program).decode()
     calls = json.dumps([(pyseccomp.resolve_syscall(pyseccomp.system_arch(), "unshare"), [0])])
-    command = [sys.executable, str(CONFINED), "-1", program, sys.executable, "-c", TRY, calls]
+    command = [sys.executable, "-c", CONFINED, "-1", program, sys.executable, "-c", TRY, calls]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 
     assert json.loads(done.stdout) == [errno.ENOSYS]

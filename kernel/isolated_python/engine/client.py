@@ -159,7 +159,9 @@ def _after_fork() -> None:
     global _current, _guard
     _guard = threading.Lock()
     if _current is not None:
-        os.close(_current._socket.detach())
+        lifeline = _current._socket.detach()
+        if lifeline >= 0:  # not closed already, because the supervisor had ended
+            os.close(lifeline)
         _current.alive = False
         _current = None
 
