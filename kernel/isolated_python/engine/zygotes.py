@@ -51,8 +51,9 @@ def start(kind: Kind, view: list[Step], uid: int | None) -> Zygote:
             os.setresuid(uid, uid, uid)
         caps.drop_all()
 
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}
-    environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    # What is built ahead remembers some of these: they are the same in every kernel.
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/home/user", "USER": "user"}
+    environment |= {"JPY_PARENT_PID": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     if kind.userbase:
         environment["PYTHONUSERBASE"] = kind.userbase
     program = f"import sys; sys.path.insert(0, {ROOT!r}) if {ROOT!r} not in sys.path else None; "

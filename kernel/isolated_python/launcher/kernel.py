@@ -10,14 +10,13 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
-import zmq
-from ipykernel import heartbeat
-from ipykernel.kernelapp import IPKernelApp
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.zmqshell import ZMQInteractiveShell
 
 from isolated_python.guard import explain
+from isolated_python.launcher.application import IsolatedKernelApp, apart
 from isolated_python.layers.step import Descriptors
 
 # What a first cell would import one by one, behind the user's back. Costs nothing in a child of the zygote.
@@ -27,6 +26,7 @@ AHEAD = (
     "IPython.core.interactiveshell",
     "IPython.core.magics",
     "IPython.core.pylabtools",
+    "IPython.extensions.storemagic",
     "asyncio",
     "comm",
     "debugpy",
@@ -38,54 +38,18 @@ AHEAD = (
 )
 
 
-class InheritedHeartbeat(heartbeat.Heartbeat):
-    """Answers on the listener that was made before the sandbox closed."""
-
-    listener = -1
-
-    def _try_bind_socket(self) -> None:
-        adopt(self.socket, self.listener, "hb")
-
-
-class IsolatedKernelApp(IPKernelApp):
-    """ipykernel, but for its sockets: they stand open already, and their paths do not exist in here."""
-
-    listeners: ClassVar[Descriptors] = {}
-    _names: Iterator[str] = iter(())
-
-    def init_sockets(self) -> None:
-        self._names = iter(("shell", "stdin-channel", "control", "iopub"))  # the order that IPKernelApp binds in
-        super().init_sockets()
-
-    def _bind_socket(self, s: Any, port: int) -> int:
-        name = next(self._names)
-        adopt(s, self.listeners[name], name)
-        if name == "shell":
-            # The debugger reaches the shell from inside, by its last endpoint.
-            s.setsockopt(zmq.USE_FD, -1)
-            s.bind("inproc://shell")
-        return port
-
-    def init_heartbeat(self) -> None:
-        InheritedHeartbeat.listener = self.listeners["hb"]
-        original, heartbeat_class = IPKernelApp.init_heartbeat, InheritedHeartbeat
-        original.__globals__["Heartbeat"] = heartbeat_class
-        super().init_heartbeat()
-
-
-def adopt(socket: Any, listener: int, name: str) -> None:
-    """Let a ZeroMQ socket listen where a descriptor listens already. zmq_setsockopt(3), ZMQ_USE_FD"""
-    socket.setsockopt(zmq.USE_FD, listener)
-    socket.bind(f"ipc:///run/{name}")
-
-
 def prepare() -> None:
-    """In the zygote: import what every kernel imports, without a thread, a socket or a file."""
+    """In the zygote: import and build what every kernel needs, without a thread, a socket or a file."""
     for name in AHEAD:
         try:
             importlib.import_module(name)
         except Exception as error:  # a head start, not a promise
             sys.stderr.write(f"importing {name} ahead failed: {error}\n")
+    try:
+        IsolatedKernelApp.instance().build()
+    except Exception as error:
+        sys.stderr.write(f"building a kernel ahead failed: {error!r}\n")
+        _clear()
 
 
 def run(order: dict[str, Any], descriptors: Descriptors) -> None:
@@ -100,14 +64,25 @@ def run(order: dict[str, Any], descriptors: Descriptors) -> None:
     if sys.path[0] != "":
         sys.path.insert(0, "")
     IsolatedKernelApp.listeners = descriptors
+    if apart(order["arguments"]):
+        _clear()
     app = IsolatedKernelApp.instance()
-    app.initialize(sys.argv[1:])
+    if app.kernel is not None:
+        app.complete(path, order["arguments"])
+    else:
+        app.initialize(sys.argv[1:])
     explain.install(app.shell, order["granted"])
     app.start()
     # What the interpreter would do at its end; ours is the zygote's, whose stack is no place for a kernel to return to.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     os._exit(0)
+
+
+def _clear() -> None:
+    """Forget what was built ahead."""
+    for built in (IsolatedKernelApp, IPythonKernel, ZMQInteractiveShell):
+        built.clear_instance()
 
 
 def _forget_the_zygote(environment: dict[str, str]) -> None:

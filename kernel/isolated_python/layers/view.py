@@ -95,8 +95,9 @@ class BuildRoot(Step):
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         mount.set_attributes(root, READ_ONLY)
         os.close(root)
-        # For what is imported ahead; every sandbox puts its own over it.
-        mount.mount("tmpfs", "/tmp", "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=1777,size=64m")
+        # For what is imported and built ahead; every sandbox puts its own over them.
+        for place in ("/tmp", "/home/user"):
+            mount.mount("tmpfs", place, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=1777,size=64m")
 
 
 def plan(trees: tuple[str, ...], places: tuple[str, ...]) -> list[Step]:

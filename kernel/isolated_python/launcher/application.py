@@ -1,0 +1,142 @@
+"""ipykernel in two halves: what a zygote can build for all its children, and what each kernel makes for itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import zmq
+from ipykernel import heartbeat
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+from zmq.eventloop.zmqstream import ZMQStream
+
+from isolated_python.layers.step import Descriptors
+
+# Whoever passes one of these asks for another configuration than the one that was built ahead.
+APART = ("profile", "ipython", "config", "_class")
+
+
+class InheritedHeartbeat(heartbeat.Heartbeat):
+    """Answers on the listener that was made before the sandbox closed."""
+
+    listener = -1
+
+    def _try_bind_socket(self) -> None:
+        adopt(self.socket, self.listener, "hb")
+
+
+class IsolatedKernelApp(IPKernelApp):
+    """ipykernel, but for its sockets: they stand open already, and their paths do not exist in here."""
+
+    listeners: ClassVar[Descriptors] = {}
+    _names: Iterator[str] = iter(())
+
+    def build(self) -> None:
+        """In the zygote: configuration, shell and kernel, without a thread, a socket, a session or a file of their own.
+
+        History comes with a file and a thread, so the shell is built without.
+        """
+        super(IPKernelApp, self).initialize([])
+        self.init_pdb()
+        self.config.HistoryManager.enabled = False
+        self.kernel = IPythonKernel.instance(parent=self, log=self.log, profile_dir=self.profile_dir)
+
+    def complete(self, connection_file: str, arguments: list[str]) -> None:
+        """In the kernel: everything that `build` left out, in the order of IPKernelApp.initialize."""
+        shell = self.kernel.shell
+        self.config.HistoryManager.pop("enabled")
+        if arguments:
+            self.parse_command_line(arguments)
+            for one in (self.kernel, *shell.configurables):
+                one.update_config(self.cli_config)
+        os.makedirs(self.profile_dir.location, mode=0o700)
+        self.profile_dir.check_dirs()
+        shell.init_environment()
+        shell.configurables.remove(shell.history_manager)
+        shell.init_history()
+        shell.init_user_ns()
+
+        self.init_blackhole()
+        self.connection_file = connection_file
+        self.load_connection_file()
+        self.init_sockets()
+        self.init_heartbeat()
+        self.log_connection_info()
+        self.init_io()
+        self.init_signal()
+        self.init_kernel()
+        self.init_path()
+        self.init_shell()
+        self.init_gui_pylab()
+        self.init_extensions()
+        self.init_code()
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    def init_kernel(self) -> None:
+        """Give the kernel that was built ahead its sockets and its session; without one, make one."""
+        kernel = self.kernel
+        if kernel is None:
+            super().init_kernel()
+            return
+        control = self.control_thread.io_loop
+        stream = ZMQStream(self.shell_socket, self.shell_channel_thread.io_loop)
+        self.shell_channel_thread.shell_stream = kernel.shell_stream = stream
+        kernel.control_stream = ZMQStream(self.control_socket, control)
+        kernel.debugpy_stream = ZMQStream(self.debugpy_socket, control)
+        self.control_thread.start()
+        self.shell_channel_thread.start()
+        for name in (
+            *("session", "debug_shell_socket", "control_thread", "shell_channel_thread"),
+            *("iopub_thread", "iopub_socket", "stdin_socket"),
+        ):
+            setattr(kernel, name, getattr(self, name))
+        kernel.ident = str(uuid.uuid4())
+        kernel._stdout, kernel._stderr = sys.stdout, sys.stderr
+        if kernel.debugger is not None:
+            kernel.debugger = kernel.debugger_class(
+                kernel.log, kernel.debugpy_stream, kernel._publish_debug_event, kernel.debug_shell_socket, kernel.session,
+                kernel._kernel_modules, kernel.debug_just_my_code, kernel.filter_internal_frames,
+            )  # fmt: skip
+        for publisher in (kernel.shell.displayhook, kernel.shell.display_pub):
+            publisher.session, publisher.pub_socket = self.session, self.iopub_socket
+        kernel.shell.displayhook.topic = kernel._topic("execute_result")
+        session_name = os.environ.get("JPY_SESSION_NAME")  # noqa: TID251 - the kernel's own
+        if session_name:
+            kernel.shell.user_ns["__session__"] = session_name
+        kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
+        self.displayhook.get_execution_count = lambda: kernel.execution_count
+
+    def init_sockets(self) -> None:
+        self._names = iter(("shell", "stdin-channel", "control", "iopub"))  # the order that IPKernelApp binds in
+        super().init_sockets()
+
+    def _bind_socket(self, s: Any, port: int) -> int:
+        name = next(self._names)
+        adopt(s, self.listeners[name], name)
+        if name == "shell":
+            # The debugger reaches the shell from inside, by its last endpoint.
+            s.setsockopt(zmq.USE_FD, -1)
+            s.bind("inproc://shell")
+        return port
+
+    def init_heartbeat(self) -> None:
+        InheritedHeartbeat.listener = self.listeners["hb"]
+        original, heartbeat_class = IPKernelApp.init_heartbeat, InheritedHeartbeat
+        original.__globals__["Heartbeat"] = heartbeat_class
+        super().init_heartbeat()
+
+
+def adopt(socket: Any, listener: int, name: str) -> None:
+    """Let a ZeroMQ socket listen where a descriptor listens already. zmq_setsockopt(3), ZMQ_USE_FD"""
+    socket.setsockopt(zmq.USE_FD, listener)
+    socket.bind(f"ipc:///run/{name}")
+
+
+def apart(arguments: list[str]) -> bool:
+    """Whether these arguments of a kernelspec want what can only be built after they are read."""
+    return any(word in argument for argument in arguments for word in APART)
