@@ -15,6 +15,7 @@ from typing import Any
 from isolated_python.audit.log import Log
 from isolated_python.engine import reasons, relays, workspace
 from isolated_python.engine.identities import Identities
+from isolated_python.engine.joiner import Joiner
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.refusals import Refusals
 from isolated_python.engine.words import Words
@@ -39,6 +40,7 @@ class Shared:
     folder: str  # of our sockets
     relay: relays.Relay
     identities: Identities | None  # None: every kernel runs as who we are
+    joiner: Joiner
     groups: Callable[[], cgroup.Parent]  # raises HostError where the host has no cgroup for us
     call_name: Callable[[int], str]
     taken: Callable[[int], bool]  # whether we know such a child of ours already
@@ -63,6 +65,7 @@ class Sandbox:
         self.began = time.monotonic()
         self.pid = self._pidfd = -1
         self.group: cgroup.Group | None = None
+        self._move = 0  # the joiner's number for our move into it
         self.cell = ""  # msg_id of the request that runs
         self._uid: int | None = None
         self._descriptors: dict[str, int] = {}
@@ -89,7 +92,7 @@ class Sandbox:
 
     def start(self, given: list[int], zygote: Callable[[], Zygote]) -> None:
         """Make all that only we can make, and ask the zygote for a fork. Raises OSError, IsolatedPythonError."""
-        self._join_group()
+        self._make_group()
         if self._shared.identities is not None:
             self._uid = self._shared.identities.take()
         self._open_streams(given)
@@ -107,12 +110,13 @@ class Sandbox:
         self._shared.loop.listen(self._channel, self._hear)
         self._shared.loop.later(START, self._give_up)
 
-    def _join_group(self) -> None:
+    def _make_group(self) -> None:
         wanted = self.profile.layers.cgroup
         if wanted == "off":
             return
         try:
             self.group = self._shared.groups().group(self.name, self.profile.resources)
+            self._move = self._shared.joiner.prepare(self.group.entrances())
         except HostError as error:
             if wanted == "require":
                 raise
@@ -197,10 +201,22 @@ class Sandbox:
                 "granted": self._order["profile"]["resources"],
             },
         }
-        if self.group is not None:
-            self.group.attach(pid)
         packets.send(self._channel, order, [*self._descriptors.values()])
         self._close_descriptors()
+        if self._move:
+            self._shared.joiner.move(self._move, pid, self._joined)
+            self._move = 0
+        else:
+            self._joined("")
+
+    def _joined(self, error: str) -> None:
+        """It is in its cgroup, and may have children now."""
+        if self.state != "born":
+            return
+        if error:
+            self.fail(f"it could not be put into its cgroup: {error}")
+        else:
+            packets.send(self._channel, {"joined": True})
 
     def _runs(self) -> None:
         self.state = "running"
@@ -320,6 +336,9 @@ class Sandbox:
         self._close_descriptors()
         for path in self._paths:
             relays.unlink(path)
+        if self._move:
+            self._shared.joiner.move(self._move, 0, lambda _: None)
+            self._move = 0
         if self.group is not None:
             self.group.kill()
             self.group.remove()

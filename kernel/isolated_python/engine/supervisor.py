@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from isolated_python.audit.log import Log
 from isolated_python.engine import relays, zygotes
 from isolated_python.engine.identities import Identities
+from isolated_python.engine.joiner import Joiner
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.sandbox import Sandbox, Shared
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError, RequestError
@@ -76,7 +77,7 @@ class Supervisor:
             self._heard, self.log.write, self._relay_replaced,
         )  # fmt: skip
         self.shared = Shared(
-            self.loop, self.log, self.folder, relay, identities,
+            self.loop, self.log, self.folder, relay, identities, Joiner(self.loop),
             self._groups, self._call_name, self._taken, self._gone, self._ended,
         )  # fmt: skip
         self.log.write("supervisor-started", pid=os.getpid(), host=self.host.to_wire())
@@ -320,6 +321,7 @@ class Supervisor:
             zygote.control.close()
         if self.shared is not None:
             self.shared.relay.stop()
+            self.shared.joiner.close()
         if self.groups is not None:
             self.groups.close()
         if self.shared is not None:

@@ -53,6 +53,7 @@ class IsolatedKernelApp(IPKernelApp):
             self.parse_command_line(arguments)
             for one in (self.kernel, *shell.configurables):
                 one.update_config(self.cli_config)
+        assert self.profile_dir is not None
         os.makedirs(self.profile_dir.location, mode=0o700)
         self.profile_dir.check_dirs()
         shell.init_environment()
@@ -99,8 +100,8 @@ class IsolatedKernelApp(IPKernelApp):
         kernel._stdout, kernel._stderr = sys.stdout, sys.stderr
         if kernel.debugger is not None:
             kernel.debugger = kernel.debugger_class(
-                kernel.log, kernel.debugpy_stream, kernel._publish_debug_event, kernel.debug_shell_socket, kernel.session,
-                kernel._kernel_modules, kernel.debug_just_my_code, kernel.filter_internal_frames,
+                kernel.log, kernel.debugpy_stream, kernel._publish_debug_event, kernel.debug_shell_socket,
+                kernel.session, kernel._kernel_modules, kernel.debug_just_my_code, kernel.filter_internal_frames,
             )  # fmt: skip
         for publisher in (kernel.shell.displayhook, kernel.shell.display_pub):
             publisher.session, publisher.pub_socket = self.session, self.iopub_socket

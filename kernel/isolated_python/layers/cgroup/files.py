@@ -68,6 +68,21 @@ def write(path: str, text: str, *, folder: int | None = None) -> None:
         os.close(descriptor)
 
 
+def entrance(path: str, *, folder: int | None = None) -> int:
+    """A cgroup.procs file, open: who may move a process is decided by who opened it. linux 5.16, CVE-2021-4197"""
+    return os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+
+
+def enter(entrances: list[int], pid: int) -> None:
+    """Move a process into groups, by their entrances, which are closed. Raises OSError; one is enough to fail."""
+    try:
+        for descriptor in entrances:
+            os.write(descriptor, str(pid).encode())
+    finally:
+        for descriptor in entrances:
+            os.close(descriptor)
+
+
 def read(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

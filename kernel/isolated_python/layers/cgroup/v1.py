@@ -94,9 +94,8 @@ class Parent:
             raise
         return group
 
-    def attach(self, id: str, pid: int) -> None:
-        for descriptor in self._open.values():
-            files.write(f"{id}/cgroup.procs", str(pid), folder=descriptor)
+    def entrances(self, id: str) -> list[int]:
+        return [files.entrance(f"{id}/cgroup.procs", folder=descriptor) for descriptor in self._open.values()]
 
     def close(self) -> None:
         """Kill what is left and remove everything."""
@@ -108,8 +107,6 @@ class Parent:
 
 class Group:
     """The group of one kernel."""
-
-    descriptor: int | None = None  # CLONE_INTO_CGROUP is for v2
 
     def __init__(self, parent: Parent, id: str) -> None:
         self._parent = parent
@@ -129,7 +126,11 @@ class Group:
 
         Raises ProcessLookupError when it is gone.
         """
-        self._parent.attach(self.id, pid)
+        files.enter(self.entrances(), pid)
+
+    def entrances(self) -> list[int]:
+        """Its cgroup.procs files, open for files.enter; the caller's to close. Whoever writes needs no right."""
+        return self._parent.entrances(self.id)
 
     def usage(self) -> Usage:
         memory, pids, cpuacct = (self._folders[name] for name in ("memory", "pids", "cpuacct"))

@@ -126,23 +126,19 @@ class Group:
     def __init__(self, folder: str, id: str) -> None:
         self.folder = folder
         self.id = id
-        self._descriptor: int | None = None
         self._peak = 0
 
     @property
     def paths(self) -> tuple[str, ...]:
         return (self.folder,)
 
-    @property
-    def descriptor(self) -> int | None:
-        """The folder, open: what clone3(2) wants for CLONE_INTO_CGROUP (linux 5.7). Closed by remove()."""
-        if self._descriptor is None:
-            self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return self._descriptor
-
     def attach(self, pid: int) -> None:
         """Put a process in, with its threads and all children to come. Raises ProcessLookupError when it is gone."""
-        files.write(f"{self.folder}/cgroup.procs", str(pid))
+        files.enter(self.entrances(), pid)
+
+    def entrances(self) -> list[int]:
+        """Its cgroup.procs file, open for files.enter; the caller's to close. Whoever writes needs no right."""
+        return [files.entrance(f"{self.folder}/cgroup.procs")]
 
     def usage(self) -> Usage:
         memory = files.number(f"{self.folder}/memory.current")
@@ -212,9 +208,6 @@ class Group:
 
     def remove(self, patience: float = files.PATIENCE) -> None:
         """Remove it when its last process is gone; waits for that, at most `patience` seconds. Raises OSError EBUSY."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
         files.remove(self.folder, partial(_wait_until_empty, self.folder), patience)
 
 
