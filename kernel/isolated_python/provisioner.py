@@ -29,7 +29,7 @@ from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileErro
 from isolated_python.policy import sources
 from isolated_python.policy.profile import Profile
 
-INSIDE = "/workspace"
+INSIDE = "/mnt/workspace"
 RUNTIME = "/home/user/.local/share/jupyter/runtime"
 
 # The variables of the server's environment that a kernel may have. Its tokens are not among them.

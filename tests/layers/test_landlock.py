@@ -166,7 +166,7 @@ def test_the_plan_follows_the_profile() -> None:
     for workspace, there in (("read-write", True), ("copy-on-write", True), ("read-only", False), ("none", False)):
         [planned] = layer.plan(Profile(files=Files(workspace, mounts)), ABI or 1)
         assert isinstance(planned, layer.RestrictFiles)
-        assert ("/workspace" in planned.write) is there
+        assert ("/mnt" in planned.write) is there
         assert "/data/b" in planned.write
         assert "/data/a" not in planned.write
         assert Step.from_wire(json.loads(json.dumps(planned.to_wire()))) == planned

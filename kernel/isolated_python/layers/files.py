@@ -10,7 +10,7 @@ from isolated_python.linux import mount
 from isolated_python.policy.profile import Profile
 
 HOME = "/home/user"
-WORKSPACE = "/workspace"
+WORKSPACE = "/mnt/workspace"
 
 # Files of /proc that speak of the whole machine, or act on it. An ordinary user may not open most of them: seen twice.
 MASKED = ("kcore", "keys", "kmsg", "kallsyms", "sysrq-trigger", "timer_list", "kpagecount", "kpageflags", "kpagecgroup")

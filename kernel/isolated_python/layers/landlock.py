@@ -15,7 +15,9 @@ from ..linux.landlock import EXECUTE, IOCTL_DEV, MAKE_BLOCK, MAKE_CHAR, READ_DIR
 from ..policy.profile import Profile
 from .step import Descriptors, Step
 
-WORKSPACE = "/workspace"
+# The folder that the workspace is mounted in. Landlock looks for a rule from a file upwards, over the root of its mount
+# to the folder above: so the rule holds for a workspace that is mounted only after it was made.
+WORKSPACES = "/mnt"
 READABLE = ("/",)
 WRITABLE = ("/tmp", "/var/tmp", "/home", "/dev/shm", "/dev/null", "/dev/zero", "/dev/full")
 TERMINALS = ("/dev/pts", "/dev/ptmx", "/dev/tty", "/dev/console")  # the only devices that may be told to do something
@@ -73,7 +75,7 @@ def plan(profile: Profile, host_abi: int) -> list[Step]:
 
 def granted(profile: Profile) -> tuple[str, ...]:
     """The places that this profile lets its kernel write, beside those that every kernel has."""
-    workspace = (WORKSPACE,) if profile.files.workspace in ("read-write", "copy-on-write") else ()
+    workspace = (WORKSPACES,) if profile.files.workspace in ("read-write", "copy-on-write") else ()
     return (*workspace, *(mount.target for mount in profile.files.mounts if mount.writable))
 
 

@@ -42,7 +42,7 @@ DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "ur
 CPU_TOPOLOGY = "/sys/devices/system/cpu"  # numpy, torch and joblib count the cores here
 
 # Empty folders that each sandbox puts a mount of its own over.
-PLACES = ("/dev/pts", "/dev/shm", "/home/user", "/proc", "/run/empty", "/run/lower", "/tmp", "/workspace")
+PLACES = ("/dev/pts", "/dev/shm", "/home/user", "/mnt/workspace", "/proc", "/run/empty", "/run/lower", "/tmp")
 
 READ_ONLY = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
 
@@ -71,6 +71,7 @@ class BuildRoot(Step):
         os.chdir(STAGE)
         for place in (*PLACES, *self.places):
             os.makedirs(STAGE + place, exist_ok=True)
+        os.symlink("mnt/workspace", f"{STAGE}/workspace")  # for whoever types it
         for path in SYSTEM:
             if os.path.islink(path):
                 os.symlink(os.readlink(path), STAGE + path)

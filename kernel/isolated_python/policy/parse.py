@@ -39,6 +39,7 @@ TAKEN = (
     "/lib64",
     "/run",
     "/home/user",
+    "/mnt/workspace",
     "/workspace",
 )
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
