@@ -22,9 +22,10 @@ from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Dict, Unicode
+from traitlets import Dict, Enum, Integer, Unicode, Union
 
 from isolated_python.engine import client, interpreters
+from isolated_python.engine.pool import ADAPTIVE
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
 from isolated_python.policy import sources
 from isolated_python.policy.profile import Profile
@@ -44,6 +45,11 @@ class IsolatedProvisioner(KernelProvisionerBase):
     """Starts each kernel in a sandbox of its own."""
 
     profile = Unicode("standard", help="The profile that says what a kernel is granted.").tag(config=True)
+    pool = Union(
+        [Enum(["off", "adaptive"]), Integer(min=0)],
+        default_value="off",
+        help="How many kernels stand ready before anybody asks: a number, as many as were asked for lately, or none.",
+    ).tag(config=True)
     overrides = Dict(help="What to change in the profile, in the tables of its file.").tag(config=True)
 
     _kernel: client.Kernel | None = None
@@ -136,6 +142,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 key=self._key(),
                 streams={name: number is not None for name, number in streams.items()},
                 sockets=os.path.basename(self._prefix),
+                pool={"off": 0, "adaptive": ADAPTIVE}.get(self.pool, self.pool),
                 ports=ports,
             )
         )

@@ -51,6 +51,15 @@ class Loop:
         self.listen(pidfd, ended)
         return pidfd
 
+    def when_done(self, pid: int, do: Callable[[bool], None]) -> None:
+        """Call `do` when the child `pid` has ended, with whether it exited with 0."""
+
+        def ended() -> None:
+            found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            do(found is not None and (found.si_code, found.si_status) == (os.CLD_EXITED, 0))
+
+        pidfd = self.at_end(pid, ended)
+
     def run(self) -> None:
         """For ever. What is called may raise SystemExit."""
         while True:

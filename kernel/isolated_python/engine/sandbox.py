@@ -21,14 +21,18 @@ from isolated_python.engine.refusals import Refusals
 from isolated_python.engine.words import Words
 from isolated_python.engine.zygotes import Zygote
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError
+from isolated_python.launcher.enter import enter
 from isolated_python.layers import cgroup
 from isolated_python.layers.catalogue import Plan
+from isolated_python.layers.files import PlaceWorkspace
 from isolated_python.layers.identity import USER
+from isolated_python.layers.step import Step
 from isolated_python.linux import namespaces, packets
 from isolated_python.policy.profile import Profile
 
 CHANNELS = {"shell": "shell", "iopub": "iopub", "stdin": "stdin-channel", "control": "control", "hb": "hb"}
 START = 60.0  # seconds until a sandbox must stand
+LEAST, ORDINARY = 1, 100  # shares of the CPU: of a kernel that nobody waits for yet, and of one that somebody has
 
 
 @dataclass(slots=True)
@@ -55,13 +59,18 @@ class Shared:
 
 class Sandbox:
     def __init__(
-        self, shared: Shared, order: dict[str, Any], profile: Profile, plan: Plan, reply: Callable[..., None]
-    ) -> None:
-        """`order`: the request for it, of the server; `reply` answers that, once."""
-        self._shared, self._order, self._reply = shared, order, reply
+        self, shared: Shared, order: dict[str, Any], profile: Profile, plan: Plan, reply: Callable[..., None],
+        stands: Callable[[Sandbox], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`order`: the request for it, of the server; `reply` answers that, once.
+
+        With `stands`, it belongs to nobody yet: called when it waits for its person, or has ended before it did.
+        """
+        self._shared, self._order, self._reply, self._stands = shared, order, reply, stands
+        self._spare = stands is not None
         self.name: str = order["kernel"]
         self.profile, self.plan = profile, plan
-        self.state = "asked"  # → born → confined → running → ended
+        self.state = "asked"  # → born → confined → (waiting →) running → ended
         self.began = time.monotonic()
         self.pid = self._pidfd = -1
         self.group: cgroup.Group | None = None
@@ -70,6 +79,7 @@ class Sandbox:
         self._uid: int | None = None
         self._descriptors: dict[str, int] = {}
         self._paths: list[str] = []  # of the kernel's own listeners, in the folder that only the relay may enter
+        self._handover: socket.socket | None = None
         self._channel, self._theirs = packets.pair()
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._words = Words(shared.loop)
@@ -96,10 +106,15 @@ class Sandbox:
         if self._shared.identities is not None:
             self._uid = self._shared.identities.take()
         self._open_streams(given)
-        self._open_mounts(given)
-        order, folder = self._order, self._shared.folder
-        self._shared.relay.open(self.name, order["key"], order["profile"]["channels"], order["sockets"])
-        if order["argv"] is None:
+        if not self._spare:
+            self._open_mounts(given)
+            self._open_door()
+        else:
+            self._handover, theirs = packets.pair()
+            self._descriptors["handover"] = theirs.detach()
+            self._shared.loop.listen(self._handover, self._hear_of_handover)
+        folder = self._shared.folder
+        if self._order["argv"] is None:
             for channel, inside in CHANNELS.items():
                 path = f"{folder}/kernels/{self._shared.incarnations}.{channel}"
                 self._descriptors[inside] = relays.listener(path, self._shared.relay_uid).detach()
@@ -110,12 +125,18 @@ class Sandbox:
         self._shared.loop.listen(self._channel, self._hear)
         self._shared.loop.later(START, self._give_up)
 
+    def _open_door(self) -> None:
+        order = self._order
+        self._shared.relay.open(self.name, order["key"], order["profile"]["channels"], order["sockets"])
+
     def _make_group(self) -> None:
         wanted = self.profile.layers.cgroup
         if wanted == "off":
             return
         try:
             self.group = self._shared.groups().group(self.name, self.profile.resources)
+            if self._spare:
+                self.group.weight(LEAST)
             self._move = self._shared.joiner.prepare(self.group.entrances())
         except HostError as error:
             if wanted == "require":
@@ -165,8 +186,9 @@ class Sandbox:
                 if descriptors:
                     listener = descriptors.pop()
                     self._refusals = Refusals(self._shared.loop, listener, self._shared.call_name, self._refused)
-            case "running", "confined":
+            case "running", "confined" if not self._spare:
                 self._runs()
+                self.target()
             case "sockets", "running" if self._targeted:
                 self._shared.relay.ask("sockets", self.name, descriptors)
             case "sockets", "running":
@@ -196,10 +218,7 @@ class Sandbox:
             "init": [step.to_wire() for step in self.plan.init],
             "kernel": [step.to_wire() for step in self.plan.kernel],
             "check": [step.to_wire() for step in self.plan.check],
-            "program": {
-                **{key: self._order[key] for key in ("argv", "arguments", "cwd", "connection", "environment")},
-                "granted": self._order["profile"]["resources"],
-            },
+            "program": self._program(),
         }
         packets.send(self._channel, order, [*self._descriptors.values()])
         self._close_descriptors()
@@ -222,7 +241,6 @@ class Sandbox:
         self.state = "running"
         if self._refusals is not None:
             self._refusals.counting = True
-        self.target()
         granted = self.profile.resources
         if granted.wall_clock is not None:
             used = f"{granted.wall_clock:g} s since its start"
@@ -235,9 +253,70 @@ class Sandbox:
         )  # fmt: skip
         self._reply(pid=self.pid, notes=self.plan.notes)
 
+    # ---- from waiting to running ------------------------------------------------------------------------------------
+
+    def hand_over(self, order: dict[str, Any], given: list[int], reply: Callable[..., None]) -> None:
+        """Give a kernel that waits to whom `order` is from. Raises OSError, IsolatedPythonError."""
+        self.name, self._order, self._reply = order["kernel"], order, reply
+        self.began = time.monotonic()
+        self._open_mounts(given)
+        self._open_door()
+        if self.group is not None:
+            self.group.weight(ORDINARY)
+        if not self._descriptors:
+            self._moved_in(True)
+            return
+        steps: list[Step] = [PlaceWorkspace(self.profile.files.workspace)]
+        self._shared.loop.when_done(enter(self._pidfd, steps, self._descriptors), self._moved_in)
+        self._close_descriptors()
+
+    def _moved_in(self, done: bool) -> None:
+        """Its workspace is there; the rest is told to it."""
+        if not done or self._handover is None:
+            self.fail("its workspace could not be mounted; the server's log says why")
+        elif self.state == "waiting":
+            packets.send(self._handover, self._program())
+            self._runs()
+
+    def _hear_of_handover(self) -> None:
+        """From the kernel: that it waits, and that it has taken over; before its first cell, so our own code."""
+        assert self._handover is not None
+        try:
+            message, descriptors = packets.receive(self._handover)
+        except (ConnectionError, ProtocolError):
+            message, descriptors = None, []
+        _close(descriptors)
+        match message and message.get("event"), self.state:
+            case "waiting", "confined":
+                self.state = "waiting"
+                self._tell_that_it_stands()
+            case "taken", "running":
+                self._close_handover()
+                self.target()
+            case _:
+                self._close_handover()
+
+    def _tell_that_it_stands(self) -> None:
+        stands, self._stands = self._stands, None
+        if stands is not None:
+            stands(self)
+
+    def _close_handover(self) -> None:
+        if self._handover is not None:
+            self._shared.loop.ignore(self._handover)
+            self._handover.close()
+            self._handover = None
+
+    def _program(self) -> dict[str, Any]:
+        """What the kernel program is told."""
+        return {
+            **{key: self._order[key] for key in ("argv", "arguments", "cwd", "connection", "environment")},
+            "granted": self._order["profile"]["resources"],
+        }
+
     def target(self) -> None:
         """Tell the relay where this kernel listens."""
-        if self.state not in ("confined", "running"):
+        if self.state != "running" or self._handover is not None:
             return
         if self._paths:
             paths = [os.path.basename(path) for path in self._paths]
@@ -326,6 +405,8 @@ class Sandbox:
         self._reply(LaunchError(f"the kernel could not be started: {why}"))
         self.state = "ended"
         self._shared.gone(self)
+        self._tell_that_it_stands()
+        self._close_handover()
         self._shared.relay.detach(self.name)
         if self._refusals is not None:
             self._refusals.close()

@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from isolated_python.audit.log import Log
@@ -20,6 +21,7 @@ from isolated_python.engine import relays, zygotes
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.joiner import Joiner
 from isolated_python.engine.loop import Loop
+from isolated_python.engine.pool import Pool
 from isolated_python.engine.sandbox import Sandbox, Shared
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError, RequestError
 from isolated_python.layers import cgroup, seccomp
@@ -44,6 +46,7 @@ class Supervisor:
         self.filters: dict[str, seccomp.Filter] = {}
         self.shared: Shared | None = None  # until hello
         self.groups: cgroup.Parent | None = None
+        self.pool = Pool(self.loop, self._make_ahead)
 
     # ---- what the server may ask -----------------------------------------------------------------------------------
 
@@ -95,14 +98,34 @@ class Supervisor:
         name = request["kernel"]
         if name in self.sandboxes:
             raise RequestError(f"the kernel {name} runs already")
-        profile = Profile.from_wire(request["profile"])
-        made = self._plan(profile, tuple(request["trees"]))
-        sandbox = self.sandboxes[name] = Sandbox(self.shared, request, profile, made, reply)
+        sandbox = self.pool.take(request)
+        if sandbox is not None:
+            del self.sandboxes[sandbox.name]
+            begin = partial(sandbox.hand_over, request, [*descriptors], reply)
+        else:
+            profile = Profile.from_wire(request["profile"])
+            made = self._plan(profile, tuple(request["trees"]))
+            sandbox = Sandbox(self.shared, request, profile, made, reply)
+            begin = partial(sandbox.start, [*descriptors], lambda: self._zygote(request, profile, made))
+        self.sandboxes[name] = sandbox
         try:
-            sandbox.start([*descriptors], lambda: self._zygote(request, profile, made))
+            begin()
         except (OSError, IsolatedPythonError) as error:
             reply(error if isinstance(error, IsolatedPythonError) else LaunchError(str(error)))
-            sandbox.release()
+            sandbox.fail(str(error))
+
+    def _make_ahead(self, request: Request, stands: Callable[[Sandbox], None]) -> Sandbox:
+        """Begin a sandbox that belongs to nobody yet."""
+        assert self.shared is not None
+        profile = Profile.from_wire(request["profile"])
+        made = self._plan(profile, tuple(request["trees"]), workspace_later=True)
+        sandbox = Sandbox(self.shared, request, profile, made, lambda *_, **__: None, stands)
+        self.sandboxes[sandbox.name] = sandbox
+        try:
+            sandbox.start([], lambda: self._zygote(request, profile, made))
+        except (OSError, IsolatedPythonError) as error:
+            sandbox.fail(str(error))
+        return sandbox
 
     def signal(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         sandbox = self.sandboxes.get(request["kernel"])
@@ -220,9 +243,10 @@ class Supervisor:
             cause, remedy = self.host.lacks("user")
             raise HostError(f"no user namespace can be made: {cause or error}", remedy=remedy) from error
 
-    def _plan(self, profile: Profile, trees: tuple[str, ...]) -> Plan:
+    def _plan(self, profile: Profile, trees: tuple[str, ...], *, workspace_later: bool = False) -> Plan:
         wanted = profile.layers.seccomp != "off" and not self.host.lacks("seccomp")[0]
-        return plan(profile, self.host, trees, self._filter("kernel") if wanted else None)
+        filter = self._filter("kernel") if wanted else None
+        return plan(profile, self.host, trees, filter, workspace_later=workspace_later)
 
     def _filter(self, name: str) -> seccomp.Filter:
         if name not in self.filters:
@@ -299,6 +323,7 @@ class Supervisor:
     def _gone(self, sandbox: Sandbox) -> None:
         if self.sandboxes.get(sandbox.name) is sandbox:
             del self.sandboxes[sandbox.name]
+        self.pool.gone(sandbox)
 
     def _ended(self, sandbox: Sandbox, status: int, reason: str) -> None:
         event = {"event": "ended", "kernel": sandbox.name, "status": status, "reason": reason, "words": sandbox.words}

@@ -6,6 +6,7 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import zmq
@@ -56,14 +57,12 @@ class IsolatedKernelApp(IPKernelApp):
         assert self.profile_dir is not None
         os.makedirs(self.profile_dir.location, mode=0o700)
         self.profile_dir.check_dirs()
-        shell.init_environment()
         shell.configurables.remove(shell.history_manager)
         shell.init_history()
         shell.init_user_ns()
 
         self.init_blackhole()
-        self.connection_file = connection_file
-        self.load_connection_file()
+        self.settle(connection_file)
         self.init_sockets()
         self.init_heartbeat()
         self.log_connection_info()
@@ -77,6 +76,18 @@ class IsolatedKernelApp(IPKernelApp):
         self.init_code()
         sys.stdout.flush()
         sys.stderr.flush()
+
+    def settle(self, connection_file: str) -> None:
+        """Take on the session's key and all that follows from the environment and the current folder."""
+        shell = self.kernel.shell
+        self.connection_file = connection_file
+        self.load_connection_file()
+        shell.init_environment()
+        shell.starting_dir = os.getcwd()
+        shell.history_manager.dir_hist[:] = [Path.cwd()]
+        session_name = os.environ.get("JPY_SESSION_NAME")  # noqa: TID251 - the kernel's own
+        if session_name:
+            shell.user_ns["__session__"] = session_name
 
     def init_kernel(self) -> None:
         """Give the kernel that was built ahead its sockets and its session; without one, make one."""
@@ -106,9 +117,6 @@ class IsolatedKernelApp(IPKernelApp):
         for publisher in (kernel.shell.displayhook, kernel.shell.display_pub):
             publisher.session, publisher.pub_socket = self.session, self.iopub_socket
         kernel.shell.displayhook.topic = kernel._topic("execute_result")
-        session_name = os.environ.get("JPY_SESSION_NAME")  # noqa: TID251 - the kernel's own
-        if session_name:
-            kernel.shell.user_ns["__session__"] = session_name
         kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
         self.displayhook.get_execution_count = lambda: kernel.execution_count
 

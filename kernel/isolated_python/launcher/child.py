@@ -31,7 +31,7 @@ from isolated_python.layers.step import Descriptors, Step
 from isolated_python.linux import packets
 
 # The descriptors that the kernel program keeps, by name; all others are closed before it starts.
-KEPT = ("shell", "iopub", "stdin-channel", "control", "hb")
+KEPT = ("shell", "iopub", "stdin-channel", "control", "hb", "handover")
 
 Program = Callable[[dict[str, Any], Descriptors], None]
 

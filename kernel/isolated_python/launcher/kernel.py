@@ -6,18 +6,22 @@ import atexit
 import importlib
 import os
 import random
+import socket
 import sys
 import tempfile
 import threading
 import uuid
 from typing import Any
 
+import zmq
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.zmqshell import ZMQInteractiveShell
+from tornado.ioloop import IOLoop
 
 from isolated_python.guard import explain
 from isolated_python.launcher.application import IsolatedKernelApp, apart
 from isolated_python.layers.step import Descriptors
+from isolated_python.linux import packets
 
 # What a first cell would import one by one, behind the user's back. Costs nothing in a child of the zygote.
 AHEAD = (
@@ -54,13 +58,8 @@ def prepare() -> None:
 
 def run(order: dict[str, Any], descriptors: Descriptors) -> None:
     """In the child, confined: become an ipykernel. Never returns."""
-    _forget_the_zygote(order["environment"])
-    os.chdir(order["cwd"])
-    path, text = order["connection"]
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    sys.argv = ["ipykernel_launcher", "-f", path, *order["arguments"]]
+    handover = descriptors.pop("handover", None)
+    path = _settle(order)
     if sys.path[0] != "":
         sys.path.insert(0, "")
     IsolatedKernelApp.listeners = descriptors
@@ -71,12 +70,62 @@ def run(order: dict[str, Any], descriptors: Descriptors) -> None:
         app.complete(path, order["arguments"])
     else:
         app.initialize(sys.argv[1:])
-    explain.install(app.shell, order["granted"])
+    if handover is None:
+        explain.install(app.shell, order["granted"])
+    else:
+        _wait(app, socket.socket(fileno=handover))
     app.start()
     # What the interpreter would do at its end; ours is the zygote's, whose stack is no place for a kernel to return to.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     os._exit(0)
+
+
+def _settle(order: dict[str, Any]) -> str:
+    """Take on what is one person's: environment, folder, arguments, connection file, whose path is returned."""
+    _forget_the_zygote(order["environment"])
+    os.chdir(order["cwd"])
+    path, text = order["connection"]
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    sys.argv = ["ipykernel_launcher", "-f", path, *order["arguments"]]
+    return str(path)
+
+
+def _wait(app: IsolatedKernelApp, handover: socket.socket) -> None:
+    """When the loop runs: answer one request of our own, then stand until somebody is handed this kernel."""
+    loop = IOLoop.current()
+    assert app.context is not None
+    probe = app.context.socket(zmq.DEALER)
+    probe.connect("inproc://shell")
+    # What a first cell does for the first time is done now.
+    content = {"code": "1", "silent": True, "store_history": False, "user_expressions": {}, "allow_stdin": False}
+
+    def ask() -> None:
+        app.session.send(probe, "execute_request", content)
+        loop.call_later(0, listen)
+
+    def listen() -> None:
+        if probe.poll(0):
+            probe.close(linger=0)
+            packets.send(handover, {"event": "waiting"})
+            loop.add_handler(handover.fileno(), take_over, IOLoop.READ)
+        else:
+            loop.call_later(0.005, listen)
+
+    def take_over(*_: object) -> None:
+        loop.remove_handler(handover.fileno())
+        order, _descriptors = packets.receive(handover)
+        if order is None:
+            os._exit(0)
+        os.unlink(app.connection_file)
+        app.settle(_settle(order))
+        explain.install(app.shell, order["granted"])
+        packets.send(handover, {"event": "taken"})
+        handover.close()
+
+    loop.add_callback(ask)
 
 
 def _clear() -> None:

@@ -60,10 +60,14 @@ class Plan:
     notes: list[str] = field(default_factory=list)  # what was weakened, because the profile says "prefer"
 
 
-def plan(profile: Profile, host: Host, trees: tuple[str, ...] = (), filter: seccomp.Filter | None = None) -> Plan:
+def plan(
+    profile: Profile, host: Host, trees: tuple[str, ...] = (), filter: seccomp.Filter | None = None,
+    *, workspace_later: bool = False,
+) -> Plan:  # fmt: skip
     """What this profile means on this host. Raises HostError where a required layer cannot be had.
 
     `trees`: host folders that the view shows. `filter`: the compiled seccomp filter, None where there is none.
+    `workspace_later`: the sandbox begins with an empty workspace, over which another is mounted while it stands.
     """
     layers, notes = profile.layers, []
 
@@ -89,7 +93,7 @@ def plan(profile: Profile, host: Host, trees: tuple[str, ...] = (), filter: secc
     shared = view.shown(trees) if on("overlay") else ()
     targets = tuple(grant.target for grant in profile.files.mounts)
 
-    init: list[Step] = [identity.BecomeUser(), *files.plan(profile, shared)]
+    init: list[Step] = [identity.BecomeUser(), *files.plan(profile, shared, workspace_later=workspace_later)]
     if born & namespaces.CLONE_NEWNET:
         init.append(loopback.RaiseLoopback())
     if born & namespaces.CLONE_NEWUTS:

@@ -134,11 +134,11 @@ class OverlayTrees(Step):
         os.chdir("/")
 
 
-def plan(profile: Profile, trees: tuple[str, ...]) -> list[Step]:
+def plan(profile: Profile, trees: tuple[str, ...], *, workspace_later: bool = False) -> list[Step]:
     """The mounts of one kernel, in order. `trees`: what the view shares between sandboxes; empty for no overlay."""
     steps: list[Step] = [MountProc()] if profile.layers.pid != "off" else []
     steps.append(MountScratch(profile.resources.tmp, profile.resources.shm))
-    if profile.files.workspace != "none":
+    if profile.files.workspace != "none" and not workspace_later:
         steps.append(PlaceWorkspace(profile.files.workspace))
     if profile.files.mounts:
         steps.append(PlaceMounts(tuple(grant.target for grant in profile.files.mounts)))

@@ -33,6 +33,11 @@ def unshare(flags: int) -> None:
     libc.call("unshare", flags)
 
 
+def join(pidfd: int, flags: int) -> None:
+    """Move into the namespaces, named by `flags`, of the process that an open pidfd stands for. setns(2), linux 5.8"""
+    libc.call("setns", pidfd, flags)
+
+
 def set_hostname(name: str) -> None:
     """Name this machine, in its uts namespace. sethostname(2)"""
     encoded = name.encode()

@@ -1,0 +1,123 @@
+"""Kernels that stand before anybody asks: empty of anybody's data, each of them handed to one person, once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from isolated_python.engine.loop import Loop
+from isolated_python.engine.sandbox import Sandbox
+
+ADAPTIVE = -1  # as many as were asked for within MEMORY, and at least one
+MEMORY = 60.0  # seconds
+MOST = 16
+IDLE = 900.0  # seconds without a request, after which no kernel is kept waiting
+PAUSE = 0.1  # seconds after a start, before another is made ahead: people come first
+SCARCE = 0.1  # of the machine's memory: below, nobody waits in it
+
+# What of a request is decided when a kernel is made; all the rest is told to it at hand-over.
+FIXED = ("profile", "trees", "interpreter", "argv", "arguments")
+BORN_WITH = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/home/user", "USER": "user"}
+
+Request = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Kind:
+    """Kernels that differ in nothing but whose they are."""
+
+    template: Request
+    size: int
+    waiting: list[Sandbox] = field(default_factory=list)
+    coming: int = 0  # made, and not standing yet
+    asked: deque[float] = field(default_factory=lambda: deque(maxlen=MOST))  # when; the last of them
+    broken: bool = False  # one ended before it stood; wait for the next person before trying again
+
+    def wanted(self, now: float) -> int:
+        if self.broken or not self.asked or now - self.asked[-1] > IDLE:
+            return 0
+        if self.size != ADAPTIVE:
+            return min(self.size, MOST)
+        return max(1, sum(then > now - MEMORY for then in self.asked))
+
+
+class Pool:
+    def __init__(self, loop: Loop, make: Callable[[Request, Callable[[Sandbox], None]], Sandbox]) -> None:
+        """`make(request, stands)` begins a sandbox that belongs to nobody, and calls `stands` with it, once."""
+        self._loop, self._make = loop, make
+        self._kinds: dict[str, Kind] = {}
+        self._numbers = itertools.count(1)
+        self._ticking = False
+
+    def take(self, request: Request) -> Sandbox | None:
+        """A kernel that stands, for this request and no other; None where there is none. Makes more, if wanted."""
+        size = int(request["pool"])
+        files = request["profile"]["files"]
+        later = not files["mounts"] and files["workspace"] != "copy-on-write" and not any(request["streams"].values())
+        if not size or not later or request["argv"] is not None:
+            return None
+        key = json.dumps([request[name] for name in FIXED])
+        kind = self._kinds.setdefault(key, Kind({}, size))
+        kind.template, kind.size, kind.broken = self._template(request), size, False
+        kind.asked.append(time.monotonic())
+        self._tick_in(PAUSE)
+        return kind.waiting.pop(0) if kind.waiting else None
+
+    def gone(self, sandbox: Sandbox) -> None:
+        """It has ended while it waited."""
+        for kind in self._kinds.values():
+            if sandbox in kind.waiting:
+                kind.waiting.remove(sandbox)
+
+    def _template(self, request: Request) -> Request:
+        path, text = request["connection"]
+        nobodys = {**json.loads(text), "key": secrets.token_hex(16)}
+        return {
+            **{name: request[name] for name in (*FIXED, "streams", "ports")},
+            "connection": (path.rpartition("/")[0] + "/kernel-waiting.json", json.dumps(nobodys)),
+            "environment": BORN_WITH,
+            "cwd": "/",
+        }
+
+    def _tick_in(self, seconds: float) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._loop.later(seconds, self._tick)
+
+    def _tick(self) -> None:
+        """Make one more, or let one go, and look again."""
+        self._ticking = False
+        now, scarce = time.monotonic(), available() < SCARCE
+        for kind in self._kinds.values():
+            wanted = 0 if scarce else kind.wanted(now)
+            if len(kind.waiting) > wanted:
+                kind.waiting.pop().kill()
+            elif len(kind.waiting) + kind.coming < wanted:
+                self._begin(kind)
+        if any(kind.waiting or kind.coming or kind.wanted(now) for kind in self._kinds.values()):
+            short = any(len(kind.waiting) < kind.wanted(now) for kind in self._kinds.values())
+            self._tick_in(PAUSE if short and not scarce else 5.0)
+
+    def _begin(self, kind: Kind) -> None:
+        def stands(sandbox: Sandbox) -> None:
+            kind.coming -= 1
+            if sandbox.state == "waiting":
+                kind.waiting.append(sandbox)
+            else:
+                kind.broken = True
+
+        kind.coming += 1
+        self._make({**kind.template, "kernel": f"waiting-{next(self._numbers)}"}, stands)
+
+
+def available() -> float:
+    """The part of the machine's memory that is free or could be. proc(5), linux 3.14"""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        found = {line.split(":")[0]: int(line.split()[1]) for line in file}
+    return found["MemAvailable"] / found["MemTotal"]
