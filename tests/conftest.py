@@ -19,6 +19,10 @@ TESTER = "isolated-tester"
 BIN = str(Path(sys.executable).parent)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pool", action="store_true", help="let the tests' kernels be ones that stood before")
+
+
 @dataclass(frozen=True)
 class Ordinary:
     """A person without rights, with a home of their own; where the tests run without root, whoever runs them."""

@@ -26,8 +26,8 @@ WITHOUT_CGROUP = {"layers": {"cgroup": "prefer"}}
 class Server:
     """A process that starts kernels, and a folder for their notebooks."""
 
-    def __init__(self, process: subprocess.Popen[str], folder: Path, *, root: bool) -> None:
-        self.process, self.folder, self.root = process, folder, root
+    def __init__(self, process: subprocess.Popen[str], folder: Path, *, root: bool, pool: bool = False) -> None:
+        self.process, self.folder, self.root, self.pool = process, folder, root, pool
 
     def ask(self, do: str, **values: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -48,7 +48,7 @@ class Server:
         wanted = dict(overrides or {})
         if not self.root:
             wanted["layers"] = {**WITHOUT_CGROUP["layers"], **wanted.get("layers", {})}
-        return self.ask("start", name=name, overrides=wanted, **{"cwd": str(self.folder), **values})
+        return self.ask("start", name=name, overrides=wanted, **{"cwd": str(self.folder), "pool": self.pool, **values})
 
     def run(self, code: str, name: str = "kernel", **values: Any) -> dict[str, Any]:
         return self.ask("run", name=name, code=code, **values)
@@ -90,17 +90,17 @@ def server(request: pytest.FixtureRequest, ordinary: Ordinary) -> Iterator[Serve
     """A server in either life: of root, and of a user without rights."""
     if request.param == "root" and os.geteuid() != 0:
         pytest.skip("needs root, and these tests are run without")
-    yield from serve(request.param == "root", ordinary)
+    yield from serve(request.param == "root", ordinary, pool=request.config.getoption("--pool"))
 
 
 @pytest.fixture
-def root_server(ordinary: Ordinary) -> Iterator[Server]:
+def root_server(request: pytest.FixtureRequest, ordinary: Ordinary) -> Iterator[Server]:
     if os.geteuid() != 0:
         pytest.skip("needs root, and these tests are run without")
-    yield from serve(True, ordinary)
+    yield from serve(True, ordinary, pool=request.config.getoption("--pool"))
 
 
-def serve(root: bool, ordinary: Ordinary) -> Iterator[Server]:
+def serve(root: bool, ordinary: Ordinary, *, pool: bool = False) -> Iterator[Server]:
     folder = ordinary.home / "course"
     folder.mkdir()
     environment = ordinary.environment | {"JUPYTERHUB_API_TOKEN": "a-token", "JUPYTER_TOKEN": "a-token"}
@@ -114,7 +114,7 @@ def serve(root: bool, ordinary: Ordinary) -> Iterator[Server]:
     else:
         shutil.chown(folder, ordinary.uid, ordinary.gid)
         process = ordinary.start([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stderr=None, env=environment)
-    one = Server(process, folder, root=root)
+    one = Server(process, folder, root=root, pool=pool)
     try:
         yield one
     finally:

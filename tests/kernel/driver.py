@@ -4,6 +4,8 @@
 {"do": "run", "name": …, "code": …, "timeout": …}      → {"text": …, "status": "ok" | "error" | "dead"}
 {"do": "restart" | "interrupt" | "stop" | "alive", "name": …}
 {"do": "supervisor"}                                   → {"pid": …, "folder": …}
+
+With "pool": true in a start, the kernel is one that stood before it was asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
     stanza = {"provisioner_name": "isolated-python", "config": {"overrides": ask.get("overrides", {})}}
     if "profile" in ask:
         stanza["config"]["profile"] = ask["profile"]
+    if ask.get("pool"):
+        stanza["config"]["pool"] = 1
     manager.kernel_spec.metadata["kernel_provisioner"] = stanza
+    if ask.get("pool"):
+        prime(manager, ask)
     began = time.monotonic()
     manager.start_kernel(cwd=ask["cwd"], **ask.get("arguments", {}))
     managers[ask["name"]] = manager
@@ -34,6 +40,24 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
     client.start_channels()
     client.wait_for_ready(timeout=60)
     return {"pid": manager.provisioner.pid, "seconds": time.monotonic() - began, "key": manager.session.key.decode()}
+
+
+def prime(like: KernelManager, ask: dict[str, Any]) -> None:
+    """Start one of the same kind and end it, and wait until another of that kind stands."""
+    first = KernelManager(kernel_name=like.kernel_name)
+    first.kernel_spec.metadata = like.kernel_spec.metadata
+    first.start_kernel(cwd=ask["cwd"], **ask.get("arguments", {}))
+    first.shutdown_kernel(now=True)
+    deadline = time.monotonic() + 30
+    while not waiting():
+        assert time.monotonic() < deadline, "no kernel stands ready"
+
+
+def waiting() -> list[dict[str, Any]]:
+    from isolated_python.engine import client
+
+    kernels = client.current().ask("list").result(10)["kernels"]
+    return [kernel for kernel in kernels if kernel["state"] == "waiting"]
 
 
 def run(ask: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +136,14 @@ def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
     return {"pid": found.pid, "folder": found.folder}
 
 
-DEEDS = {deed.__name__: deed for deed in (start, run, rest, restart, ready, interrupt, stop, alive, ended, supervisor)}
+def spares(ask: dict[str, Any]) -> dict[str, Any]:
+    return {"names": [kernel["kernel"] for kernel in waiting()]}
+
+
+DEEDS = {
+    deed.__name__: deed
+    for deed in (start, run, rest, restart, ready, interrupt, stop, alive, ended, supervisor, spares)
+}
 
 for line in sys.stdin:
     ask = json.loads(line)

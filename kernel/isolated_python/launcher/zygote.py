@@ -37,12 +37,24 @@ def main() -> None:
             except Exception as error:  # a preload is a head start, not a promise
                 sys.stderr.write(f"preloading {name} failed: {error}\n")
         kernel.prepare()
+    _end_threads()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     packets.send(control, {"event": "ready"})
     while serve(control, program):
         pass
+
+
+def _end_threads() -> None:
+    """Fork once, in vain: libraries that can live with fork(2) end their threads for it, and start them when needed.
+
+    OpenBLAS, which numpy loads, is one: pthread_atfork(3). Our own forks are system calls of which libc knows nothing.
+    """
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def serve(control: socket.socket, program: child.Program) -> bool:
