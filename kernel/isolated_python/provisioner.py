@@ -37,6 +37,7 @@ RUNTIME = "/home/user/.local/share/jupyter/runtime"
 ENVIRONMENT = (
     *("LANG", "LANGUAGE", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME"),
     *("TZ", "TERM", "COLORTERM", "MPLBACKEND", "PYTHONHASHSEED", "PYTHONUTF8", "PYTHONDONTWRITEBYTECODE"),
+    "IPYKERNEL_CELL_NAME",  # what tracebacks call a cell; it also decides how many lines of it they show
 )
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 

@@ -38,6 +38,17 @@ def test_the_environment_holds_no_token(server: Server) -> None:
     assert found == "[]"
 
 
+def test_a_cell_is_called_what_the_server_calls_it(server: Server) -> None:
+    """ipykernel's own variable crosses: a traceback has as many lines of a cell as the stock kernel's."""
+    server.start(arguments={"env": {"IPYKERNEL_CELL_NAME": "<a-cell>", "OTHER": "1"}})
+    assert server.text("import os, sys; print(sys._getframe().f_code.co_filename, 'OTHER' in os.environ)") == (
+        "<a-cell> False"
+    )
+    told = server.run("one = 1\ntwo = 2\nthree = 3\nfour = 4\nraise ValueError('five')")["text"]
+    assert "three" in told
+    assert "two" not in told
+
+
 def test_no_port_and_no_socket_of_the_host_answers(server: Server) -> None:
     """A listener on the host's loopback and one in its abstract namespace answer outside, and not inside."""
     import socket
