@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,7 @@ class Server:
     def close(self) -> None:
         """End as a server ends: its standard input is closed."""
         assert self.process.stdin is not None
-        below = self.ours()
+        below = watched(self.ours())
         self.process.stdin.close()
         try:
             self.process.wait(30)
@@ -81,8 +83,35 @@ class Server:
             self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
-        _, left = psutil.wait_procs(below, timeout=10)
+        left = outlive(below, 10)
         assert not left, f"left behind: {left}"
+
+
+def watched(processes: list[psutil.Process]) -> dict[int, str]:
+    """A pidfd for each process, with its command line for whoever wonders what outlived. Opened while it lives."""
+    found = {}
+    for process in processes:
+        try:
+            words = f"{process.pid} {' '.join(process.cmdline())[-80:]}"
+            found[os.pidfd_open(process.pid)] = words
+        except (ProcessLookupError, psutil.Error):  # gone by itself
+            continue
+    return found
+
+
+def outlive(processes: dict[int, str], seconds: float) -> list[str]:
+    """Which of the watched are still there after `seconds`; returns as soon as none is."""
+    waiting = select.poll()
+    for descriptor in processes:
+        waiting.register(descriptor, select.POLLIN)
+    left, deadline = dict(processes), time.monotonic() + seconds
+    while left and (rest := deadline - time.monotonic()) > 0:
+        for descriptor, _ in waiting.poll(rest * 1000):
+            waiting.unregister(descriptor)
+            del left[descriptor]
+    for descriptor in processes:
+        os.close(descriptor)
+    return [*left.values()]
 
 
 @pytest.fixture(params=["root", "ordinary"])

@@ -2,6 +2,7 @@
 
 {"do": "start", "name": …, "overrides": …, "cwd": …}   → {"pid": …} or {"error": "…"}
 {"do": "run", "name": …, "code": …, "timeout": …}      → {"text": …, "status": "ok" | "error" | "dead"}
+{"do": "send", "name": …, "type": …, "content": …}     → {"heard": [[type, content, digests of buffers], …]}
 {"do": "restart" | "interrupt" | "stop" | "alive", "name": …}
 {"do": "supervisor"}                                   → {"pid": …, "folder": …}
 
@@ -10,6 +11,7 @@ With "pool": true in a start, the kernel is one that stood before it was asked f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import queue
 import sys
@@ -96,6 +98,28 @@ def rest(ask: dict[str, Any]) -> dict[str, Any]:
     return {"text": "".join(found), "status": "timeout"}
 
 
+def send(ask: dict[str, Any]) -> dict[str, Any]:
+    """A request on shell, and what iopub says because of it. Of texts beyond 1 MB only size and digest are told."""
+    client = clients[ask["name"]]
+    request = client.session.msg(ask["type"], ask["content"])
+    client.shell_channel.send(request)
+    heard: list[Any] = []
+    while True:
+        message = client.get_iopub_msg(timeout=ask.get("timeout", 60))
+        if message["parent_header"].get("msg_id") != request["header"]["msg_id"]:
+            continue
+        kind, content = message["msg_type"], message["content"]
+        if kind == "status" and content["execution_state"] == "idle":
+            return {"heard": heard}
+        if len(content.get("text", "")) > 1_000_000:
+            content["text"] = digest(content["text"].encode())
+        heard.append([kind, content, [digest(buffer) for buffer in message["buffers"]]])
+
+
+def digest(data: Any) -> tuple[int, str]:
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
 def restart(ask: dict[str, Any]) -> dict[str, Any]:
     managers[ask["name"]].restart_kernel(now=ask.get("now", False))
     clients[ask["name"]].wait_for_ready(timeout=60)
@@ -142,7 +166,7 @@ def spares(ask: dict[str, Any]) -> dict[str, Any]:
 
 DEEDS = {
     deed.__name__: deed
-    for deed in (start, run, rest, restart, ready, interrupt, stop, alive, ended, supervisor, spares)
+    for deed in (start, run, rest, send, restart, ready, interrupt, stop, alive, ended, supervisor, spares)
 }
 
 for line in sys.stdin:
