@@ -36,7 +36,8 @@ CELLS = {
             "from sklearn.datasets import load_iris\n"
             "from sklearn.ensemble import RandomForestClassifier\n"
             "from sklearn.model_selection import cross_val_score\n"
-            "print(cross_val_score(RandomForestClassifier(10), *load_iris(return_X_y=True), cv=2, n_jobs=2).mean() > 0.8)"
+            "flowers = load_iris(return_X_y=True)\n"
+            "print(cross_val_score(RandomForestClassifier(10), *flowers, cv=2, n_jobs=2).mean() > 0.8)"
         ),
         "True",
     ),
