@@ -27,7 +27,7 @@ from traitlets import Dict, Enum, Integer, Unicode, Union
 from isolated_python.engine import client, interpreters
 from isolated_python.engine.pool import ADAPTIVE
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
-from isolated_python.policy import sources
+from isolated_python.policy import parse, sources
 from isolated_python.policy.profile import Profile
 
 INSIDE = "/mnt/workspace"
@@ -39,6 +39,7 @@ ENVIRONMENT = (
     *("TZ", "TERM", "COLORTERM", "MPLBACKEND", "PYTHONHASHSEED", "PYTHONUTF8", "PYTHONDONTWRITEBYTECODE"),
     "IPYKERNEL_CELL_NAME",  # what tracebacks call a cell; it also decides how many lines of it they show
 )
+KEYS = ("profile", "overrides")  # of the kernelspec's stanza
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 
 
@@ -59,6 +60,16 @@ class IsolatedProvisioner(KernelProvisionerBase):
     _name = ""
     _prefix = ""
     pid: int | None = None
+
+    def __init__(self, **given: Any) -> None:
+        """`given`: also the stanza of the kernelspec, in which a typo must not quietly mean the default."""
+        for key in given:
+            if not self.has_trait(key):
+                raise ProfileError(
+                    f"the key {key} of the kernelspec's kernel_provisioner.config is not known",
+                    remedy=f"the keys here are {', '.join(KEYS)}{parse.nearest(key, KEYS)}",
+                )
+        super().__init__(**given)
 
     # ---- before the start ------------------------------------------------------------------------------------------
 
@@ -211,17 +222,31 @@ class IsolatedProvisioner(KernelProvisionerBase):
         return self._kernel is not None
 
     async def poll(self) -> int | None:
-        return 0 if self._kernel is None else self._kernel.status
+        if self._kernel is None:
+            return 0
+        if self._kernel.status is not None:
+            self._say_why(self._kernel)
+        return self._kernel.status
 
     async def wait(self) -> int | None:
         kernel = self._kernel
         if kernel is None:
             return 0
         status = await asyncio.wrap_future(kernel.ended)
-        if kernel.reason and self.parent is not None:
-            self.log.warning("Isolated Python: %s", kernel.reason)
+        self._say_why(kernel)
         self._kernel = None
         return status
+
+    def _say_why(self, kernel: client.Kernel) -> None:
+        """Once, in the server's log; also as the `reason` that a Jupyter server's REST interface tells."""
+        reason, words = kernel.reason, kernel.words.strip()
+        if not reason and words and (kernel.status or 0) > 0:
+            reason = f"the kernel ended with status {kernel.status}: {words.splitlines()[-1]}"
+        if reason and not kernel.explained:
+            kernel.explained = True
+            self.log.warning("Isolated Python: %s%s", reason, f"; its last words were:\n{words}" if words else "")
+            if self.parent is not None and self.parent.has_trait("reason"):
+                self.parent.reason = reason
 
     async def send_signal(self, signum: int) -> None:
         """To the kernel and its process group, as the local provisioner does; nothing where it has gone."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,24 +116,34 @@ def outlive(processes: dict[int, str], seconds: float) -> list[str]:
 
 
 @pytest.fixture(params=["root", "ordinary"])
-def server(request: pytest.FixtureRequest, ordinary: Ordinary) -> Iterator[Server]:
-    """A server in either life: of root, and of a user without rights."""
+def life(request: pytest.FixtureRequest) -> bool:
+    """Either life: of root (True), and of a user without rights."""
     if request.param == "root" and os.geteuid() != 0:
         pytest.skip("needs root, and these tests are run without")
-    yield from serve(request.param == "root", ordinary, pool=request.config.getoption("--pool"))
+    return bool(request.param == "root")
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, life: bool, ordinary: Ordinary) -> Iterator[Server]:
+    """A server in either life."""
+    with serve(life, ordinary, pool=request.config.getoption("--pool")) as one:
+        yield one
 
 
 @pytest.fixture
 def root_server(request: pytest.FixtureRequest, ordinary: Ordinary) -> Iterator[Server]:
     if os.geteuid() != 0:
         pytest.skip("needs root, and these tests are run without")
-    yield from serve(True, ordinary, pool=request.config.getoption("--pool"))
+    with serve(True, ordinary, pool=request.config.getoption("--pool")) as one:
+        yield one
 
 
-def serve(root: bool, ordinary: Ordinary, *, pool: bool = False) -> Iterator[Server]:
+@contextmanager
+def serve(root: bool, ordinary: Ordinary, *, pool: bool = False, **more: str) -> Iterator[Server]:
+    """`more`: further variables of its environment."""
     folder = ordinary.home / "course"
     folder.mkdir()
-    environment = ordinary.environment | {"JUPYTERHUB_API_TOKEN": "a-token", "JUPYTER_TOKEN": "a-token"}
+    environment = ordinary.environment | {"JUPYTERHUB_API_TOKEN": "a-token", "JUPYTER_TOKEN": "a-token"} | more
     if root:
         mine = ordinary.home / "root"
         mine.mkdir(mode=0o700)
@@ -148,3 +159,12 @@ def serve(root: bool, ordinary: Ordinary, *, pool: bool = False) -> Iterator[Ser
         yield one
     finally:
         one.close()
+
+
+def cgroups_of(pid: int) -> list[str]:
+    """The groups that a supervisor has made, its own first."""
+    found = []
+    for folder, _, _ in os.walk("/sys/fs/cgroup"):
+        if f"isolated-python-{pid}" in folder:
+            found.append(folder)
+    return sorted(found)

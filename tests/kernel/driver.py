@@ -1,6 +1,7 @@
 """A small server of kernels for the tests: one JSON object a line in, one out. It runs as whoever the test says.
 
 {"do": "start", "name": …, "overrides": …, "cwd": …}   → {"pid": …} or {"error": "…"}
+                                                         "spec": what to change in the kernelspec
 {"do": "run", "name": …, "code": …, "timeout": …}      → {"text": …, "status": "ok" | "error" | "dead"}
 {"do": "send", "name": …, "type": …, "content": …}     → {"heard": [[type, content, digests of buffers], …]}
 {"do": "restart" | "interrupt" | "stop" | "alive", "name": …}
@@ -12,7 +13,9 @@ With "pool": true in a start, the kernel is one that stood before it was asked f
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import queue
 import sys
 import time
@@ -20,6 +23,8 @@ from typing import Any
 
 from jupyter_client.manager import KernelManager
 
+log = io.StringIO()
+logging.basicConfig(stream=log)
 managers: dict[str, KernelManager] = {}
 clients: dict[str, Any] = {}
 running: dict[str, str] = {}
@@ -33,6 +38,8 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
     if ask.get("pool"):
         stanza["config"]["pool"] = 1
     manager.kernel_spec.metadata["kernel_provisioner"] = stanza
+    for trait, value in ask.get("spec", {}).items():
+        setattr(manager.kernel_spec, trait, value)
     if ask.get("pool"):
         prime(manager, ask)
     began = time.monotonic()
@@ -152,6 +159,18 @@ def ended(ask: dict[str, Any]) -> dict[str, Any]:
     return {"status": kernel.ended.result(10), "reason": kernel.reason}
 
 
+def logged(ask: dict[str, Any]) -> dict[str, Any]:
+    return {"text": log.getvalue()}
+
+
+def identities(ask: dict[str, Any]) -> dict[str, Any]:
+    """Before the first kernel: where this server's supervisor will look for free uids."""
+    from isolated_python.engine import places
+
+    places.IDENTITIES = ask["folder"]
+    return {}
+
+
 def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
     from isolated_python.engine import client
 
@@ -166,7 +185,7 @@ def spares(ask: dict[str, Any]) -> dict[str, Any]:
 
 DEEDS = {
     deed.__name__: deed
-    for deed in (start, run, rest, send, restart, ready, interrupt, stop, alive, ended, supervisor, spares)
+    for deed in (start, run, rest, send, restart, ready, interrupt, stop, alive, ended, logged, identities, supervisor, spares)
 }
 
 for line in sys.stdin:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from isolated_python.engine.identities import F_OFD_SETLK, SPARE
 
-from tests.kernel.conftest import Server
+from tests.conftest import Ordinary
+from tests.kernel.conftest import Server, cgroups_of, serve
+
+OURS = {"provisioner_name": "isolated-python"}
+
+
+def resources(**values: Any) -> dict[str, Any]:
+    return {"resources": values}
+
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("a typo in a profile", {"overrides": {"resources": {"memry": "1 GiB"}}}, "did you mean memory"),
@@ -19,41 +32,48 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("a folder that is not there", {"cwd": "/nowhere/at/all"}, "No such file"),
     ("a file for a folder", {"cwd": "/etc/passwd"}, "Not a directory"),
     ("the whole machine for a folder", {"cwd": "/"}, "a whole home folder"),
-]
+    ("less memory than a kernel needs", {"overrides": resources(memory="8 MiB", tmp="1 MiB", shm="1 MiB")}, "at least"),
+    ("fewer processes than a kernel needs", {"overrides": resources(processes=3)}, "at least"),
+    ("fewer files than a kernel needs", {"overrides": resources(open_files=8)}, "at least"),
+    ("less of /tmp than a kernel needs", {"overrides": resources(tmp="4 KiB")}, "at least"),
+    ("less CPU than Linux can count", {"overrides": resources(cpu=0.001)}, "at least"),
+    ("more processes than Linux can count", {"overrides": resources(processes=10**12)}, "at most"),
+    ("a typo in a kernelspec", {"spec": {"metadata": {"kernel_provisioner": OURS | {"config": {"profil": "shared"}}}}},
+     "did you mean profile"),
+    ("a number for a profile", {"spec": {"metadata": {"kernel_provisioner": OURS | {"config": {"profile": 3}}}}},
+     "'profile' trait"),
+    ("a program that is not there", {"spec": {"argv": ["/nowhere/python", "{connection_file}"]}}, "does not exist"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "values", "words"), WRONG, ids=[name for name, _, _ in WRONG])
 def test_a_start_that_cannot_be_is_refused_in_one_sentence(
     server: Server, name: str, values: dict[str, Any], words: str
 ) -> None:
-    answer = server.refused(**values)
-    assert words in answer["error"], answer
-    assert "\n" not in answer["error"]
-    nothing_is_left(server)
+    said = refused_without_trace(server, lambda: server.refused(**values))
+    assert words in said
 
 
 def test_a_missing_granted_folder_is_named(server: Server) -> None:
-    mounts = [{"source": "/nowhere/data", "target": "/data"}]
-    assert "/nowhere/data" in server.refused(overrides={"files": {"mounts": mounts}})["error"]
-    nothing_is_left(server)
+    overrides = {"files": {"mounts": [{"source": "/nowhere/data", "target": "/data"}]}}
+    assert "/nowhere/data" in refused_without_trace(server, lambda: server.refused(overrides=overrides))
 
 
 def test_without_a_cgroup_an_ordinary_user_is_refused_with_a_remedy(server: Server) -> None:
     """On a host with version 1 alone nothing limits what a sandbox uses together: nothing starts, unless asked."""
     if server.root or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
         return
-    answer = server.ask("start", name="kernel", overrides={}, cwd=str(server.folder))
-    assert 'cgroup = "prefer"' in answer["error"], answer
-    nothing_is_left(server)
+    plain = {"name": "kernel", "overrides": {}, "cwd": str(server.folder)}
+    assert 'cgroup = "prefer"' in refused_without_trace(server, lambda: server.ask("start", **plain))
 
 
-ODD = ["with space", "with 'quotes\"", "with\nnewline", "with,comma:colon\\", "ü", "x" * 250]
+ODD = ["with space", "with 'quotes\"", "with\nnewline", "with,comma:colon\\", "ü", "x" * 200 + "/" + "y" * 100]
 
 
 @pytest.mark.parametrize("name", ODD, ids=["space", "quotes", "newline", "overlay", "unicode", "long"])
 def test_a_folder_of_an_odd_name_is_a_workspace_like_any_other(server: Server, name: str) -> None:
     folder = server.folder / name
-    folder.mkdir()
+    folder.mkdir(parents=True)
     os.chown(folder, server.folder.stat().st_uid, server.folder.stat().st_gid)
     for mode in ("read-write", "copy-on-write"):
         server.start(mode, overrides={"files": {"workspace": mode}}, cwd=str(folder))
@@ -67,10 +87,87 @@ def test_a_link_to_a_folder_leads_where_it_leads(server: Server) -> None:
     assert server.text("print(open('given').read())") == "given"
 
 
-def nothing_is_left(server: Server) -> None:
-    """The server, its supervisor, relay and zygotes: no sandbox, no socket, no folder of a kernel."""
+def test_a_kernelspec_without_our_metadata_is_run_in_the_sandbox(life: bool, ordinary: Ordinary) -> None:
+    """The server's default names our provisioner, and the stock kernelspec names none: so it is ours that starts it."""
+    site = ordinary.home / "etc" / "isolated-python" / "profiles"
+    site.mkdir(parents=True)
+    (site / "standard.toml").write_text('[layers]\ncgroup = "prefer"\n')
+    told = {"JUPYTER_DEFAULT_PROVISIONER_NAME": "isolated-python", "JUPYTER_CONFIG_PATH": str(ordinary.home / "etc")}
+    with serve(life, ordinary, **told) as server:
+        server.start(kernel="python3", spec={"metadata": {}})
+        status = server.text("print([line for line in open('/proc/self/status') if line.startswith('Seccomp:')])")
+        assert "2" in status
+
+
+def test_our_kernelspec_without_our_provisioner_is_no_kernel(server: Server) -> None:
+    """A front end that runs the argv by itself gets a sentence, and no kernel without a sandbox."""
+    spec = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
+    assert "died" in server.refused(spec=spec)["error"]
+
+
+RUNTIME = {
+    "missing": "not a folder that is ours",
+    "relative": "not a folder that is ours",
+    "file": "not a folder that is ours",
+    "open to others": "not a folder that is ours",
+    "of somebody else": "not a folder that is ours",
+    "too long": "too long for the path of a socket",
+}
+
+
+@pytest.mark.parametrize("fault", RUNTIME)
+def test_a_runtime_folder_that_cannot_be_trusted_is_refused(life: bool, ordinary: Ordinary, fault: str) -> None:
+    place = ordinary.home / ("run" if fault != "too long" else "x" * 90)
+    if fault == "file":
+        place.touch()
+    elif fault != "missing":
+        place.mkdir()
+    place = Path("/usr") if fault == "of somebody else" and not life else place
+    if fault != "missing" and place != Path("/usr"):
+        theirs = (fault == "of somebody else") == life
+        os.chown(place, *((ordinary.uid, ordinary.gid) if theirs else (os.getuid(), os.getgid())))
+        place.chmod(0o777 if fault == "open to others" else 0o700)
+    with serve(life, ordinary, ISOLATED_PYTHON_RUNTIME_DIR="run" if fault == "relative" else str(place)) as server:
+        answer = server.refused()
+        assert RUNTIME[fault] in answer["error"], answer
+        assert "\n" not in answer["error"]
+        assert server.ours() == []
+    if place.is_dir() and place != Path("/usr"):
+        assert os.listdir(place) == []
+
+
+def test_without_a_free_uid_nothing_starts(root_server: Server) -> None:
+    """All of the range is held by somebody else; as soon as they let go, a kernel starts."""
+    folder = root_server.folder.parent / "identities"
+    folder.mkdir()
+    root_server.ask("identities", folder=str(folder))
+    root_server.ask("supervisor")
+    with open(folder / "lock", "r+b") as lock:
+        everything = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, SPARE, 0, 0)
+        fcntl.fcntl(lock, F_OFD_SETLK, everything)
+        assert "host identities for kernels are taken" in refused_without_trace(root_server, root_server.refused)
+    root_server.start()
+
+
+def refused_without_trace(server: Server, start: Callable[[], dict[str, Any]]) -> str:
+    """What a start that cannot be is told: one line. Twice, since the first may make what all kernels share."""
+    assert "error" in start()
+    before = traces(server)
+    said = start()["error"]
+    assert "\n" not in said
+    assert traces(server) == before
+    assert before["sockets"] == []
+    return str(said)
+
+
+def traces(server: Server) -> dict[str, Any]:
+    """What a start leaves behind, if it does: processes, descriptors, mounts, sockets, cgroups."""
     where = server.ask("supervisor")
-    assert [name for part in ("clients", "kernels") for name in os.listdir(f"{where['folder']}/{part}")] == []
-    for process in psutil.Process(where["pid"]).children():
-        words = " ".join(process.cmdline())
-        assert not (process.children() and "zygote" in words), words
+    supervisor = psutil.Process(where["pid"])
+    return {
+        "processes": sorted(one.pid for one in supervisor.children(recursive=True)),
+        "descriptors": (supervisor.num_fds(), psutil.Process(server.process.pid).num_fds()),
+        "mounts": len(Path(f"/proc/{where['pid']}/mountinfo").read_text().splitlines()),
+        "sockets": [name for part in ("clients", "kernels") for name in os.listdir(f"{where['folder']}/{part}")],
+        "cgroups": cgroups_of(where["pid"]),
+    }

@@ -7,7 +7,7 @@ import signal
 
 import psutil
 
-from tests.kernel.conftest import Server
+from tests.kernel.conftest import Server, cgroups_of
 
 
 def one(server: Server, word: str) -> psutil.Process:
@@ -106,6 +106,13 @@ def test_a_crash_is_told_in_the_cell(server: Server) -> None:
     assert "SIGSEGV" in answer["text"]
 
 
+def test_a_kernel_that_dies_as_it_starts_says_why_in_the_log(server: Server) -> None:
+    """jupyter_client only says that it died; what the kernel wrote about it is not lost."""
+    wrong = {"extra_arguments": ["--IPKernelApp.kernel_class=no.such.Kernel"]}
+    assert "died" in server.refused(arguments=wrong)["error"]
+    assert "No module named 'no'" in server.ask("logged")["text"]
+
+
 def test_a_killed_zygote_or_relay_is_replaced_without_losing_a_kernel(server: Server) -> None:
     server.start("a")
     server.text("x = 41", "a")
@@ -163,12 +170,3 @@ def test_nothing_is_left_after_a_shutdown(server: Server) -> None:
     assert [name for part in ("clients", "kernels") for name in os.listdir(f"{where['folder']}/{part}")] == []
     mine = f"isolated-python-{where['pid']}"
     assert not [path for path in cgroups_of(where["pid"]) if not os.path.basename(path).startswith(mine)]
-
-
-def cgroups_of(pid: int) -> list[str]:
-    """The groups that a supervisor has made, its own first."""
-    found = []
-    for folder, _, _ in os.walk("/sys/fs/cgroup"):
-        if f"isolated-python-{pid}" in folder:
-            found.append(folder)
-    return sorted(found)

@@ -34,6 +34,7 @@ class Kernel:
     status: int | None = None  # as subprocess.Popen.returncode
     reason: str = ""
     words: str = ""  # the end of what it wrote to its standard streams
+    explained: bool = False  # the server's log knows why it ended
 
 
 class Client:

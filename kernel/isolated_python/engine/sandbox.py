@@ -152,7 +152,7 @@ class Sandbox:
                 self._descriptors[name] = os.dup(given.pop(0) if self._order["streams"][name] else default)
         finally:
             os.close(null)
-            os.close(self._words.write_end)
+            self._words.given()
 
     def _open_mounts(self, given: list[int]) -> None:
         files = self.profile.files

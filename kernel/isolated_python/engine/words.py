@@ -15,12 +15,18 @@ class Words:
         self._loop = loop
         self._kept = b""
         self._heard = 0
-        self._read, self.write_end = os.pipe2(os.O_CLOEXEC)  # the second is for the kernel, and ours to close
+        self._read, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._read, False)
         loop.listen(self._read, self._hear)
 
     def __str__(self) -> str:
         return self._kept.decode("utf-8", "replace")
+
+    def given(self) -> None:
+        """The kernel has its copies of the write end: ours would keep the pipe from ever ending."""
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
 
     def _hear(self) -> None:
         try:
@@ -49,6 +55,7 @@ class Words:
         self.close()
 
     def close(self) -> None:
+        self.given()
         if self._read >= 0:
             self._loop.ignore(self._read)
             os.close(self._read)

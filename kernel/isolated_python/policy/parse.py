@@ -57,6 +57,20 @@ def number(key: str, value: object) -> float:
     return float(value)
 
 
+def bounded(read: Callable[[str, object], Any], least: object, most: object = None) -> Callable[[str, object], Any]:
+    """What `read` reads, between two values that are written as people write them."""
+
+    def within(key: str, value: object) -> Any:
+        found = read(key, value)
+        if found < read(key, least):
+            raise ProfileError(f"{key} = {value!r} is less than any kernel needs", remedy=f"write at least {least}")
+        if most is not None and found > read(key, most):
+            raise ProfileError(f"{key} = {value!r} is more than Linux can give", remedy=f"write at most {most}")
+        return found
+
+    return within
+
+
 def optional(read: Callable[[str, object], Any]) -> Callable[[str, object], Any]:
     return lambda key, value: None if value == UNLIMITED else read(key, value)
 
@@ -139,15 +153,16 @@ TABLES: dict[str, tuple[type, dict[str, Callable[[str, object], Any]]]] = {
     "resources": (
         Resources,
         {
-            "memory": optional(units.size),
-            "processes": optional(whole),
-            "cpu": optional(number),
-            "cpu_time": optional(units.duration),
-            "wall_clock": optional(units.duration),
-            "idle": optional(units.duration),
-            "file_size": optional(units.size),
-            "open_files": whole,
-            "tmp": units.size,
+            # The least of each that a kernel was seen to start with; 2^22 is linux' PID_MAX_LIMIT.
+            "memory": optional(bounded(units.size, "32 MiB", "4096 TiB")),
+            "processes": optional(bounded(whole, 16, 4_194_304)),
+            "cpu": optional(bounded(number, 0.01, 4096)),
+            "cpu_time": optional(bounded(units.duration, "1 s")),
+            "wall_clock": optional(bounded(units.duration, "1 s")),
+            "idle": optional(bounded(units.duration, "1 s")),
+            "file_size": optional(bounded(units.size, "64 KiB")),
+            "open_files": bounded(whole, 64),
+            "tmp": bounded(units.size, "1 MiB"),
             "shm": units.size,
         },
     ),
