@@ -84,3 +84,11 @@ def ordinary() -> Iterator[Ordinary]:
         yield Ordinary(person.pw_uid, person.pw_gid, home)
     finally:
         shutil.rmtree(home)
+
+
+@pytest.fixture(params=["root", "ordinary"])
+def life(request: pytest.FixtureRequest) -> bool:
+    """Either life: of root (True), and of a user without rights."""
+    if request.param == "root" and os.geteuid() != 0:
+        pytest.skip("needs root, and these tests are run without")
+    return bool(request.param == "root")

@@ -115,14 +115,6 @@ def outlive(processes: dict[int, str], seconds: float) -> list[str]:
     return [*left.values()]
 
 
-@pytest.fixture(params=["root", "ordinary"])
-def life(request: pytest.FixtureRequest) -> bool:
-    """Either life: of root (True), and of a user without rights."""
-    if request.param == "root" and os.geteuid() != 0:
-        pytest.skip("needs root, and these tests are run without")
-    return bool(request.param == "root")
-
-
 @pytest.fixture
 def server(request: pytest.FixtureRequest, life: bool, ordinary: Ordinary) -> Iterator[Server]:
     """A server in either life."""

@@ -48,7 +48,8 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
     client = clients[ask["name"]] = manager.blocking_client()
     client.start_channels()
     client.wait_for_ready(timeout=60)
-    return {"pid": manager.provisioner.pid, "seconds": time.monotonic() - began, "key": manager.session.key.decode()}
+    seconds, key = time.monotonic() - began, manager.session.key.decode()
+    return {"pid": manager.provisioner.pid, "seconds": seconds, "key": key, "id": manager.kernel_id}
 
 
 def prime(like: KernelManager, ask: dict[str, Any]) -> None:

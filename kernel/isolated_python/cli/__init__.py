@@ -14,6 +14,7 @@ import sys
 import click
 
 from isolated_python import __version__
+from isolated_python.cli.completion import VARIABLE
 from isolated_python.errors import IsolatedPythonError
 
 COMMANDS = {
@@ -24,6 +25,7 @@ COMMANDS = {
     "kill": "End sandboxes by the beginning of their id.",
     "profile": "List, show and check profiles.",
     "install": "Write a kernelspec for a profile.",
+    "completion": "Print what a shell needs to complete these commands.",
 }
 
 
@@ -61,7 +63,7 @@ def cli() -> None:
 
 def main() -> None:
     try:
-        cli(prog_name="jupyter isolated", standalone_mode=True)
+        cli(prog_name="jupyter isolated", complete_var=VARIABLE)
     except IsolatedPythonError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)

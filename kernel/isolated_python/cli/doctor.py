@@ -226,6 +226,11 @@ def doctor(as_json: bool, probe: bool) -> None:
     """Say what this machine can give, layer by layer, and what repairs the rest.
 
     Ends with 0 when the profile `standard` can be had here, with 1 when something it requires is missing.
+
+    \b
+    Examples:
+      jupyter isolated doctor
+      jupyter isolated doctor --probe --json
     """
     host = host_facts.probe()
     outside = examine(Profile(), host, delegation=systemd.wanted(), compiler=_compiler())

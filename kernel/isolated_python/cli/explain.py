@@ -6,16 +6,21 @@ import json
 
 import click
 
+from isolated_python.cli.completion import profiles
+
 
 @click.command()
-@click.option("--profile", default="standard", show_default=True, help="The profile to explain.")
+@click.option(
+    "--profile", default="standard", show_default=True, shell_complete=profiles, help="The profile to explain."
+)
 @click.option("--json", "as_json", is_flag=True, help="The steps as they travel into the sandbox.")
 def explain(profile: str, as_json: bool) -> None:
     """Print, step by step, what a profile does to a kernel on this machine.
 
     \b
-    Example:
-      jupyter isolated explain --profile shared
+    Examples:
+      jupyter isolated explain
+      jupyter isolated explain --profile shared --json
     """
     from isolated_python.engine import interpreters, places
     from isolated_python.layers import seccomp

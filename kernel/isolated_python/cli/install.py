@@ -10,11 +10,14 @@ from pathlib import Path
 
 import click
 
-from isolated_python.errors import ProfileError
+from isolated_python.cli.completion import profiles
+from isolated_python.errors import HostError, ProfileError
 
 
 @click.command()
-@click.option("--profile", default="standard", show_default=True, help="The profile that its kernels get.")
+@click.option(
+    "--profile", default="standard", show_default=True, shell_complete=profiles, help="What its kernels are granted."
+)
 @click.option("--name", help="Name of the kernelspec.  [default: isolated-python-PROFILE]")
 @click.option("--display-name", help="What people see.  [default: Isolated Python (PROFILE)]")
 @click.option("--user", is_flag=True, help="For this user.")
@@ -53,7 +56,14 @@ def install(
         copy = Path(folder) / "kernel"
         shutil.copytree(ours, copy)
         (copy / "kernel.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
-        where = manager.install_kernel_spec(
-            str(copy), name, user=user, prefix=str(prefix) if prefix else None if user else sys.prefix
-        )
+        below = str(prefix) if prefix else None if user else sys.prefix
+        try:
+            where = manager.install_kernel_spec(str(copy), name, user=user, prefix=below)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+        except OSError as error:
+            raise HostError(
+                f"the kernelspec cannot be written to {error.filename}: {error.strerror}",
+                remedy="choose --user, or a --prefix that is yours",
+            ) from None
     click.echo(f"{spec['display_name']}: {where}")

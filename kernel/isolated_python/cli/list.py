@@ -13,8 +13,9 @@ def list(as_json: bool) -> None:
     """List the sandboxes of your servers: profile, age, memory, CPU, what was weakened or refused.
 
     \b
-    Example:
-      jupyter isolated list --json
+    Examples:
+      jupyter isolated list
+      jupyter isolated list --json | jq '.[].kernel'
     """
     from rich.console import Console
     from rich.table import Table
@@ -24,6 +25,9 @@ def list(as_json: bool) -> None:
     kernels = visits.kernels()
     if as_json:
         click.echo(json.dumps(kernels, indent=2))
+        return
+    if not kernels:
+        click.echo("no sandbox is running")
         return
     table = Table("kernel", "profile", "state", "age", "memory", "CPU", "tasks", "refused", "weakened", box=None)
     for one in kernels:

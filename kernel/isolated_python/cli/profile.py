@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from isolated_python.cli.completion import profiles
 from isolated_python.policy import sources
 
 
@@ -25,7 +26,12 @@ def profile() -> None:
 @profile.command("list")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def list_profiles(as_json: bool) -> None:
-    """List the profiles that a kernelspec can name here."""
+    """List the profiles that a kernelspec can name here.
+
+    \b
+    Example:
+      jupyter isolated profile list --json
+    """
     found = [
         {"name": name, "description": sources.read(path).description, "file": str(path)}
         for name, path in sources.names().items()
@@ -38,12 +44,18 @@ def list_profiles(as_json: bool) -> None:
 
 
 @profile.command()
-@click.argument("name")
+@click.argument("name", shell_complete=profiles)
 @click.option(
     "--json", "as_json", is_flag=True, help="The values in bytes, seconds and cores, below the site's ceiling."
 )
 def show(name: str, as_json: bool) -> None:
-    """Print a profile as it is written, or as it is meant."""
+    """Print a profile as it is written, or as it is meant.
+
+    \b
+    Examples:
+      jupyter isolated profile show standard
+      jupyter isolated profile show shared --json
+    """
     resolved = sources.load(name)
     if as_json:
         click.echo(json.dumps(resolved.profile.to_wire(), indent=2))
@@ -56,6 +68,11 @@ def show(name: str, as_json: bool) -> None:
 @profile.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def check(file: Path) -> None:
-    """Say whether a file is a profile; the first thing that is wrong with it otherwise."""
+    """Say whether FILE is a profile; otherwise what is wrong with it, and end with 2.
+
+    \b
+    Example:
+      jupyter isolated profile check exam.toml
+    """
     sources.read(file)
     click.echo(f"{file} is right")

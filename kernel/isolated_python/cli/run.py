@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
+from isolated_python.cli.completion import profiles
 from isolated_python.errors import ProfileError
 
 
 @click.command()
 @click.argument("notebook", type=click.Path(path_type=Path))
-@click.option("--profile", default="standard", show_default=True, help="What the kernel is granted.")
+@click.option(
+    "--profile", default="standard", show_default=True, shell_complete=profiles, help="What the kernel is granted."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write the notebook with its outputs.")
 @click.option("--timeout", type=float, help="Seconds that a cell may take.  [default: no limit]")
 @click.option("--allow-errors", is_flag=True, help="Go on after a cell that fails.")
@@ -27,24 +33,20 @@ def run(notebook: Path, profile: str, output: Path | None, timeout: float | None
 
     Exit status: 0 every cell ran, 1 a cell failed or the kernel died, 2 it could not begin.
     """
-    import nbformat
-    from jupyter_client.manager import AsyncKernelManager
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from isolated_python.policy import sources
 
     sources.load(profile)
-    try:
-        book = nbformat.read(notebook, as_version=4)
-        nbformat.validate(book)
-    except OSError as error:
-        raise ProfileError(f"{notebook} cannot be read: {error.strerror}", remedy="check the path") from None
-    except Exception as error:
-        words = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ProfileError(f"{notebook} is not a whole notebook: {words}", remedy="save it again") from None
+    book = _read(notebook)
+    if output is not None and not os.access(output.absolute().parent, os.W_OK):
+        raise ProfileError(f"nothing can be written to {output.absolute().parent}", remedy="choose another --output")
+
+    import nbformat
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     manager = AsyncKernelManager(kernel_name="isolated-python")
     assert manager.kernel_spec is not None
     manager.kernel_spec.metadata["kernel_provisioner"]["config"] = {"profile": profile}
@@ -53,36 +55,68 @@ def run(notebook: Path, profile: str, output: Path | None, timeout: float | None
         book, km=manager, timeout=timeout, allow_errors=allow_errors, resources={"metadata": {"path": str(folder)}}
     )
     total = sum(cell.cell_type == "code" for cell in book.cells)
-    show = Console(highlight=False)
+    show, errors = Console(highlight=False), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    failed = False
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    running, why = None, ""
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("starting the kernel", total=total)
 
-        def done(cell: Any, cell_index: int, **_: Any) -> None:
-            bar.update(task, advance=1, description=f"cell {cell_index + 1}")
+        def begun(cell: Any, cell_index: int, **_: Any) -> None:
+            nonlocal running
+            running = cell
+            bar.update(task, description=f"cell {cell_index + 1}")
+
+        def done(cell: Any, **_: Any) -> None:
+            nonlocal running
+            running = None
+            bar.update(task, advance=1)
             _show(cell, show)
 
-        client.on_cell_executed = done
+        client.on_cell_start, client.on_cell_executed = begun, done
         try:
             client.execute()
         except CellExecutionError:
-            failed = True  # its traceback is among the cell's outputs
+            why = "a cell failed"  # its traceback is among the cell's outputs
+        except CellTimeoutError:
+            why = f"a cell took more than {timeout:g} s"
         except DeadKernelError:
-            show.print("[red]the kernel died[/red]")
-            failed = True
-    failed = failed or any(out.output_type == "error" for cell in book.cells for out in cell.get("outputs", ()))
+            why = "the kernel died"
+        if running is not None:
+            _show(running, show)
+    if not why and any(out.output_type == "error" for cell in book.cells for out in cell.get("outputs", ())):
+        why = "a cell failed"
     if output is not None:
         nbformat.write(book, output)
-    show.print(
-        f"[{'red' if failed else 'green'}]{notebook.name}: {'a cell failed' if failed else f'{total} cells ran'}[/]"
-    )
-    sys.exit(1 if failed else 0)
+    show.print(f"[{'red' if why else 'green'}]{escape(notebook.name)}: {why or f'{total} cells ran'}[/]")
+    sys.exit(1 if why else 0)
+
+
+def _read(path: Path) -> Any:
+    """The notebook in a file. Raises ProfileError where it is not one, or not a whole one."""
+    import nbformat
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ProfileError(f"{path} cannot be read: {error.strerror}", remedy="check the path") from None
+    except UnicodeDecodeError:
+        raise ProfileError(f"{path} is not a notebook: it is not text", remedy="check the path") from None
+    try:
+        if not isinstance(json.loads(text), dict):
+            raise ValueError("its JSON is not an object")
+        book = nbformat.reads(text, as_version=4)
+        nbformat.validate(book)
+    except json.JSONDecodeError as error:
+        words = f"its JSON ends or breaks off in line {error.lineno}"
+        raise ProfileError(f"{path} is not a whole notebook: {words}", remedy="save it again") from None
+    except Exception as error:  # nbformat lets through what a wrong shape happens to raise
+        words = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ProfileError(f"{path} is not a notebook: {words}", remedy="save it again") from None
+    return book
 
 
 def _show(cell: Any, show: Any) -> None:
     """A cell's code and outputs, as a terminal can show them."""
-    from rich.markup import escape
     from rich.text import Text
 
     if cell.cell_type != "code" or not cell.source.strip():

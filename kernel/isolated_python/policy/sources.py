@@ -123,4 +123,4 @@ def _toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path} is not TOML: {error}", remedy="mend that line") from None
     except OSError as error:
-        raise ProfileError(f"{path} cannot be read: {error.strerror}", remedy="mend its permissions") from None
+        raise ProfileError(f"{path} cannot be read: {error.strerror}", remedy="check the path") from None
