@@ -4,6 +4,8 @@
                                                          "spec": what to change in the kernelspec
 {"do": "run", "name": …, "code": …, "timeout": …}      → {"text": …, "status": "ok" | "error" | "dead"}
 {"do": "send", "name": …, "type": …, "content": …}     → {"heard": [[type, content, digests of buffers], …]}
+{"do": "request", "name": …, "channel": …, "type": …, "content": …, "header": …}  → {"content": …} of the reply
+{"do": "connect", "name": …, "as": …}                  a further client of the same kernel, under a name of its own
 {"do": "restart" | "interrupt" | "stop" | "alive", "name": …}
 {"do": "supervisor"}                                   → {"pid": …, "folder": …}
 
@@ -71,7 +73,11 @@ def waiting() -> list[dict[str, Any]]:
 
 
 def run(ask: dict[str, Any]) -> dict[str, Any]:
-    running[ask["name"]] = clients[ask["name"]].execute(ask["code"])
+    client = clients[ask["name"]]
+    running[ask["name"]] = client.execute(ask["code"], allow_stdin="answer" in ask)
+    if "answer" in ask:
+        client.get_stdin_msg(timeout=30)
+        client.input(ask["answer"])
     return rest(ask)
 
 
@@ -122,6 +128,27 @@ def send(ask: dict[str, Any]) -> dict[str, Any]:
         if len(content.get("text", "")) > 1_000_000:
             content["text"] = digest(content["text"].encode())
         heard.append([kind, content, [digest(buffer) for buffer in message["buffers"]]])
+
+
+def request(ask: dict[str, Any]) -> dict[str, Any]:
+    """A request on any channel, and the content of its reply."""
+    client = clients[ask["name"]]
+    channel = getattr(client, f"{ask['channel']}_channel")
+    asked = client.session.msg(ask["type"], ask["content"])
+    asked["header"].update(ask.get("header", {}))
+    channel.send(asked)
+    while True:
+        reply = channel.get_msg(timeout=30)
+        if reply["parent_header"].get("msg_id") == asked["header"]["msg_id"]:
+            return {"content": reply["content"]}
+
+
+def connect(ask: dict[str, Any]) -> dict[str, Any]:
+    manager = managers[ask["as"]] = managers[ask["name"]]
+    client = clients[ask["as"]] = manager.blocking_client()
+    client.start_channels()
+    client.wait_for_ready(timeout=60)
+    return {}
 
 
 def digest(data: Any) -> tuple[int, str]:
@@ -186,7 +213,10 @@ def spares(ask: dict[str, Any]) -> dict[str, Any]:
 
 DEEDS = {
     deed.__name__: deed
-    for deed in (start, run, rest, send, restart, ready, interrupt, stop, alive, ended, logged, identities, supervisor, spares)
+    for deed in (
+        *(start, run, rest, send, request, connect, restart, ready, interrupt, stop),
+        *(alive, ended, logged, identities, supervisor, spares),
+    )
 }
 
 for line in sys.stdin:

@@ -65,7 +65,7 @@ def test_two_kernels_share_no_file_no_history_and_no_environment(origin: Server,
 def test_nothing_is_inherited_but_sockets_of_its_own(origin: Server) -> None:
     """No file, pipe or folder of the zygote, the supervisor or another kernel is open in a kernel."""
     origin.start()
-    kinds = {kind for kind in eval(origin.text(DESCRIPTORS))}
+    kinds = set(eval(origin.text(DESCRIPTORS)))
     assert kinds <= {"socket", "pipe", "anon_inode", "/dev/null", "/home/user/.ipython/profile_default/history.sqlite"}
 
 

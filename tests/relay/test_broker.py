@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +19,11 @@ from isolated_python.launcher.spawn import spawn
 from isolated_python.layers import seccomp
 from isolated_python.linux import packets
 from isolated_python.policy.profile import Channels
-from isolated_python.relay.rules import CHANNELS
+from isolated_python.relay import zmtp
+from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, SOCKET_TYPES, Bounds
+from jupyter_client.session import Session
+
+from tests.relay.test_zmtp import GREETING, message, ready
 
 
 class Relay:
@@ -44,38 +50,68 @@ class Relay:
     def event(self) -> dict[str, object]:
         return packets.receive(self.control)[0] or {}
 
-    def open(self, **channels: object) -> None:
+    def open(self, kernel: str = "k", **channels: object) -> None:
         """A kernel of five listeners, and its door."""
         door = []
         for channel in CHANNELS:
             inside, outside = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
-            inside.bind(str(self.folder / "kernels" / channel))
-            outside.bind(str(self.folder / channel))
+            inside.bind(str(self.folder / "kernels" / f"{kernel}-{channel}"))
+            outside.bind(str(self.folder / f"{kernel}-{channel}"))
             for one in (inside, outside):
                 one.listen()
+            inside.settimeout(10)
             self.listeners.append(inside)
             door.append(outside)
         bounds = {**asdict(Channels()), **channels}
         packets.send(
             self.control,
-            {"verb": "open", "kernel": "k", "channels": bounds, "key": "key", "client": "ipc"},
+            {"verb": "open", "kernel": kernel, "channels": bounds, "key": "key", "client": "ipc"},
             [one.fileno() for one in door],
         )
         for one in door:
             one.close()
-        packets.send(self.control, {"verb": "target", "kernel": "k", "kind": "unix", "paths": [*CHANNELS]})
+        self.tell("target", kernel, kind="unix", paths=[f"{kernel}-{channel}" for channel in CHANNELS])
 
-    def client(self, channel: str) -> socket.socket:
+    def tell(self, verb: str, kernel: str = "k", **values: object) -> None:
+        packets.send(self.control, {"verb": verb, "kernel": kernel, **values})
+
+    def client(self, channel: str, kernel: str = "k") -> socket.socket:
         one = socket.socket(socket.AF_UNIX)
         one.settimeout(10)
-        one.connect(str(self.folder / channel))
+        one.connect(str(self.folder / f"{kernel}-{channel}"))
         return one
+
+    def pair(self, channel: str) -> tuple[socket.socket, socket.socket]:
+        """A client and a kernel that have shaken hands through the relay, by hand."""
+        client = self.client(channel)
+        kernel, _ = self.listeners[CHANNELS.index(channel)].accept()
+        kernel.settimeout(10)
+        sides = {client: SOCKET_TYPES[channel, CLIENT][0], kernel: SOCKET_TYPES[channel, KERNEL][0]}
+        for one, kind in sides.items():
+            one.sendall(GREETING + ready(kind))
+        for one, other in ((client, sides[kernel]), (kernel, sides[client])):
+            assert exactly(one, len(GREETING + ready(other))) == GREETING + ready(other)
+        return client, kernel
 
     def close(self) -> None:
         self.control.close()
         os.waitpid(self.pid, 0)
         for one in self.listeners:
             one.close()
+
+
+def exactly(one: socket.socket, count: int) -> bytes:
+    found = b""
+    while len(found) < count and (part := one.recv(count - len(found))):
+        found += part
+    return found
+
+
+def to_the_end(one: socket.socket) -> bytes:
+    found = b""
+    while part := one.recv(1 << 16):
+        found += part
+    return found
 
 
 @pytest.fixture
@@ -107,7 +143,7 @@ def test_libzmq_speaks_through_it(relay: Relay) -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
         router.setsockopt(zmq.USE_FD, os.dup(relay.listeners[0].fileno()))
         router.bind("ipc:///nowhere")
-        dealer.connect(f"ipc://{relay.folder}/shell")
+        dealer.connect(f"ipc://{relay.folder}/k-shell")
         for one in (router, dealer):
             one.rcvtimeo = 20_000
             one.linger = 0
@@ -159,7 +195,7 @@ def test_a_client_that_does_not_read_costs_a_bounded_memory(relay: Relay) -> Non
         publisher.bind("ipc:///nowhere")
         client.setsockopt(zmq.RCVHWM, 1)
         client.subscribe(b"")
-        client.connect(f"ipc://{relay.folder}/iopub")
+        client.connect(f"ipc://{relay.folder}/k-iopub")
         publisher.linger = client.linger = 0
         publisher.rcvtimeo = 10_000
         assert publisher.recv() == b"\x01"
@@ -169,3 +205,172 @@ def test_a_client_that_does_not_read_costs_a_bounded_memory(relay: Relay) -> Non
         with relay.client("hb"):  # it goes on serving
             pass
         assert psutil.Process(relay.pid).memory_info().rss - before < 8 << 20
+
+
+SESSION = Session(key=b"key")
+
+
+def a_cell_runs(relay: Relay) -> dict[str, object]:
+    """Ask for a cell on shell; returns the request as a parent."""
+    asked = SESSION.msg("execute_request", {"code": "1"})
+    client, kernel = relay.pair("shell")
+    with client, kernel:
+        client.sendall(message(b"", *SESSION.serialize(asked)))
+        assert relay.event() == {"event": "activity", "kernel": "k", "msg_id": asked["header"]["msg_id"]}
+    return asked  # type: ignore[no-any-return]
+
+
+def messages(stream: bytes) -> list[list[bytes]]:
+    """The messages of a stream after its handshake."""
+    found: list[list[bytes]] = []
+    walk = zmtp.Walk(Bounds("iopub", KERNEL, 1 << 30, 64), found.append)
+    walk.feed(GREETING + ready(b"PUB"))
+    assert walk.feed(stream) == stream
+    assert walk.between
+    return found
+
+
+def test_our_message_stands_between_two_of_the_kernels(relay: Relay) -> None:
+    """While a kernel publishes messages of every size without a pause: ours arrive whole, theirs unchanged."""
+    relay.open()
+    asked = a_cell_runs(relay)
+    sizes = [10, 70_000, 300, 3_000_000, 60_000, 200_000] * 8
+    with zmq.Context() as context, context.socket(zmq.XPUB) as publisher, context.socket(zmq.SUB) as client:
+        publisher.linger = client.linger = 0
+        publisher.setsockopt(zmq.USE_FD, os.dup(relay.listeners[1].fileno()))
+        publisher.setsockopt(zmq.SNDHWM, 0)
+        publisher.bind("ipc:///nowhere")
+        client.setsockopt(zmq.RCVHWM, 0)
+        client.subscribe(b"")
+        client.connect(f"ipc://{relay.folder}/k-iopub")
+        publisher.rcvtimeo = client.rcvtimeo = 10_000
+        assert publisher.recv() == b"\x01"
+        for number, size in enumerate(sizes):
+            publisher.send_multipart([b"theirs", b"%d" % number, bytes((number,)) * size])
+            if number % 6 == 0:
+                relay.tell("notice", text=f"ours {number}")
+        theirs, ours = [], []
+        while len(theirs) + len(ours) < len(sizes) + 8:
+            frames = client.recv_multipart()
+            if frames[0] == b"theirs":
+                theirs.append(frames)
+            else:
+                ours.append(SESSION.deserialize(SESSION.feed_identities(frames)[1]))  # raises where it is not signed
+    wanted = [[b"theirs", b"%d" % n, bytes((n,)) * size] for n, size in enumerate(sizes)]
+    assert theirs == wanted
+    assert sorted(one["content"]["text"] for one in ours) == sorted(
+        f"Isolated Python: ours {number}\n" for number in range(0, len(sizes), 6)
+    )
+    assert {one["parent_header"]["msg_id"] for one in ours} == {asked["header"]["msg_id"]}
+
+
+def test_what_a_dead_kernel_said_comes_before_what_is_said_of_it(relay: Relay) -> None:
+    """A client that has not read yet still gets every whole message, then why the kernel died, then the end."""
+    relay.open()
+    asked = a_cell_runs(relay)
+    client, kernel = relay.pair("iopub")
+    with client:
+        said = fill(kernel, message(b"kernel.x.stream", b"x" * 1000))
+        relay.tell("insert", ename="KernelDied", evalue="of something", traceback=["of something"])
+        heard = exactly(client, len(said))
+        assert relay.event()["event"] == "inserted"
+        relay.tell("detach")
+        heard += to_the_end(client)
+    *theirs, died, idle = messages(heard)
+    assert theirs == messages(said)
+    told = [SESSION.deserialize(SESSION.feed_identities(frames)[1]) for frames in (died, idle)]
+    assert [one["msg_type"] for one in told] == ["error", "status"]
+    assert told[0]["content"]["evalue"] == "of something"
+    assert {one["parent_header"]["msg_id"] for one in told} == {asked["header"]["msg_id"]}
+
+
+def fill(kernel: socket.socket, whole: bytes) -> bytes:
+    """Say it again and again until the slow reader holds everybody back, and hang up. Returns what was said whole."""
+    sent, room = 0, select.poll()
+    room.register(kernel, select.POLLOUT)
+    kernel.setblocking(False)
+    while room.poll(300):
+        sent += kernel.send(whole[sent % len(whole) :])
+        assert sent < 5_000_000, "nothing holds it back"
+    kernel.close()
+    return whole * (sent // len(whole))
+
+
+def test_a_message_that_is_torn_by_a_death_is_not_completed_by_us(relay: Relay) -> None:
+    """The kernel dies in the middle of a large body: its client is cut off, and never gets our bytes as part of it."""
+    relay.open()
+    a_cell_runs(relay)
+    client, kernel = relay.pair("iopub")
+    with client:
+        begun = zmtp.frame(b"x" * 1_000_000, more=False)[:150_000]
+        kernel.sendall(begun)
+        kernel.close()
+        relay.tell("insert", ename="KernelDied", evalue="of something", traceback=[])
+        assert to_the_end(client) == begun
+
+
+def test_without_a_running_cell_the_next_one_is_told(relay: Relay) -> None:
+    relay.open()
+    client, kernel = relay.pair("iopub")
+    with client, kernel:
+        relay.tell("notice", text="something")
+        asked = a_cell_runs(relay)
+        heard = b""
+        while not heard.endswith(b'something\\n"}'):
+            heard += client.recv(1 << 16)
+        told = SESSION.deserialize(SESSION.feed_identities(messages(heard)[0])[1])
+        assert told["parent_header"]["msg_id"] == asked["header"]["msg_id"]
+
+
+def test_one_flood_holds_back_one_kernel(relay: Relay) -> None:
+    """Above its rate a kernel waits: all it says arrives, late; the supervisor hears of it; a neighbour is served."""
+    relay.open(output_rate=1 << 20)
+    relay.open("other")
+    client, kernel = relay.pair("iopub")
+    one = message(b"kernel.x.stream", b"x" * 1000)
+    with client, kernel, ThreadPoolExecutor(2) as pool:
+        whole = one * 1500
+        speaking, hearing = pool.submit(kernel.sendall, whole), pool.submit(exactly, client, len(whole))
+        event = relay.event()
+        assert (event["event"], event["rule"], event["kernel"]) == ("refused", "output rate", "k")
+        with zmq.Context() as context, context.socket(zmq.REP) as server, context.socket(zmq.REQ) as asking:
+            server.setsockopt(zmq.USE_FD, os.dup(relay.listeners[9].fileno()))
+            server.bind("ipc:///nowhere")
+            asking.connect(f"ipc://{relay.folder}/other-hb")
+            for end in (server, asking):
+                end.rcvtimeo, end.linger = 10_000, 0
+            asking.send(b"well?")
+            server.send(server.recv())
+            assert asking.recv() == b"well?"
+        assert hearing.result(10) == whole
+        speaking.result(10)
+
+
+LONG = bytes((zmtp.LONG,))
+MALFORMED = {
+    "reserved flags": b"\x80\x01x",
+    "a second READY": b"",
+    "an unknown command": bytes((zmtp.COMMAND, 5)) + b"\x04EVIL",
+    "a huge command": bytes((zmtp.COMMAND | zmtp.LONG,)) + (1 << 40).to_bytes(8, "big"),
+    "a message above its bound": LONG + ((1 << 20) + 1).to_bytes(8, "big") + b"x" * 1000,
+    "a message of 2^64": LONG + b"\xff" * 8 + b"x" * 1000,
+    "more frames than granted": b"\x01\x01x" * 65,
+}
+
+
+@pytest.mark.parametrize("side", [CLIENT, KERNEL])
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_malformed_ends_its_connection_and_no_other(relay: Relay, name: str, side: str) -> None:
+    """From either side: nothing of it crosses, both sides are closed, and the audit knows who it was."""
+    relay.open(message=1 << 20, frames=64)
+    bystander, its_kernel = relay.pair("shell")
+    client, kernel = relay.pair("shell")
+    guilty, victim = (client, kernel) if side == CLIENT else (kernel, client)
+    with bystander, its_kernel, client, kernel:
+        guilty.sendall(MALFORMED[name] or ready(SOCKET_TYPES["shell", side][0]))
+        assert victim.recv(1) == b""
+        event = relay.event()
+        assert (event["event"], event["channel"]) == ("refused", "shell")
+        assert str(event["rule"]).endswith(f"({side})")
+        bystander.sendall(message(b"still", b"here"))
+        assert exactly(its_kernel, len(message(b"still", b"here"))) == message(b"still", b"here")

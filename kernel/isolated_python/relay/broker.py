@@ -18,14 +18,19 @@ from isolated_python.linux import packets
 from isolated_python.relay.confine import confine
 from isolated_python.relay.messages import Cells
 from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, WAITING, Bounds, Refused
-from isolated_python.relay.zmtp import Walk
+from isolated_python.relay.zmtp import Inspect, Walk
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
+GONE = select.EPOLLHUP | select.EPOLLERR
 CHUNK = 1 << 18  # bytes of one read
 PIPE = 1 << 20  # bytes of a pipe that large bodies go through
 RETRY = 0.02  # seconds between two tries to reach a kernel that does not listen yet
 FEW = 8  # unused sockets of a sandbox's network, below which more are asked for
-FAREWELL = 0.5  # seconds that clients have to take the last message of a dead kernel
+FAREWELL = 0.8  # seconds that clients have to take what a dead kernel has said last, and what is said of it
+EACH = 0.1  # seconds between two records of activity
+SQUEEZE = 10.0  # seconds that a message of ours waits for a gap between two of the kernel's
+AGAIN = 0.01  # seconds between two looks for one
+NOTICES = 3  # that are kept for the next cell
 SPLICE_FROM = 1 << 17  # bytes left of a body, from which it is moved without being copied
 
 
@@ -36,18 +41,14 @@ class End:
         self.link, self.side, self.socket = link, side, peer_socket
         self.out = bytearray()
         self.mask = 0
+        self.watched = False
         self.open = True
         self.paused = False  # over its rate
         self.pipe: tuple[int, int] | None = None
         self.piped = 0  # bytes from here that lie in the pipe, on their way to the other side
         kernel, channel = link.kernel, link.channel
         bounds = Bounds(channel, side, kernel.channels["message"], kernel.channels["frames"])
-        inspect = None
-        if (channel, side) == ("shell", CLIENT):
-            inspect = kernel.cell_asked
-        elif (channel, side) == ("iopub", KERNEL):
-            inspect = kernel.cell_published
-        self.walk = Walk(bounds, inspect)
+        self.walk = Walk(bounds, kernel.inspections.get((channel, side)))
         self.spent_bytes = self.spent_messages = 0
         self.window = 0.0
 
@@ -76,20 +77,43 @@ class Kernel:
         self.sockets: list[int] = []
         self.links: list[Link] = []
         self.cells = Cells()
+        self.notices: list[str] = []  # for the next cell: nobody was there to be told
         self.told: dict[str, list[float]] = {}
-        self.wanted = False
+        self.wanted = self.busy = False
         self.last_activity = 0.0
+        self.inspections: dict[tuple[str, str], Inspect] = {
+            ("shell", CLIENT): self.asked,
+            ("control", CLIENT): self.spoken,
+            ("stdin", CLIENT): self.spoken,
+            ("iopub", KERNEL): self.published,
+        }
 
-    def cell_asked(self, frames: list[bytes]) -> None:
+    def asked(self, frames: list[bytes]) -> None:
+        """A client has sent a message on shell."""
         cell = self.cells.asked(frames)
-        now = time.monotonic()
-        if cell and now - self.last_activity > 0.1:
-            self.last_activity = now
-            self.broker.tell({"event": "activity", "kernel": self.name, "msg_id": cell})
+        self._active(cell)
+        if cell:
+            notices, self.notices = self.notices, []
+            for text in notices:
+                self.broker.notice(self, text)
 
-    def cell_published(self, frames: list[bytes]) -> None:
+    def spoken(self, frames: list[bytes]) -> None:
+        """A client has sent a message on another channel."""
+        self._active("")
+
+    def published(self, frames: list[bytes]) -> None:
+        """The kernel has sent a message on iopub."""
         if self.cells.published(frames):
+            self.busy = False
             self.broker.tell({"event": "idle", "kernel": self.name})
+
+    def _active(self, cell: str) -> None:
+        """Tell the supervisor that somebody is here, now and then; and at once that a cell runs where none did."""
+        now = time.monotonic()
+        if (cell and not self.busy) or now - self.last_activity > EACH:
+            self.last_activity = now
+            self.busy = self.busy or bool(cell)
+            self.broker.tell({"event": "activity", "kernel": self.name, "msg_id": cell})
 
 
 class Broker:
@@ -129,7 +153,9 @@ class Broker:
         elif verb == "detach":
             self.detach(kernel)
         elif verb == "insert":
-            self.insert(kernel, order)
+            self.insert(kernel, order, time.monotonic() + FAREWELL)
+        elif verb == "notice":
+            self.notice(kernel, str(order["text"]))
         elif verb == "close":
             self.detach(kernel)
             for listener in kernel.listeners:
@@ -153,27 +179,51 @@ class Broker:
             self.close(link)
         for number in kernel.sockets:
             os.close(number)
-        kernel.sockets, kernel.cells = [], Cells()
+        kernel.sockets, kernel.cells, kernel.busy = [], Cells(), False
 
-    def insert(self, kernel: Kernel, order: dict[str, Any]) -> None:
-        """Tell the running cell why its kernel died, on every connection where a message may stand now."""
-        if kernel.cells.running is not None:
+    def insert(self, kernel: Kernel, order: dict[str, Any], deadline: float) -> None:
+        """Tell the running cell why its kernel died, after all that the kernel said; where none runs, tell the next."""
+        links = [link for link in kernel.links if link.channel == "iopub" and link.kernel_end is not None]
+        ends = [link.kernel_end for link in links if link.kernel_end is not None]
+        for end in ends:
+            self._resume(end)  # a dead kernel has no rate
+        if any(end.open for end in ends) and time.monotonic() < deadline:
+            self._later(AGAIN, lambda: self.insert(kernel, order, deadline))
+            return
+        if kernel.cells.running is None:
+            self.notice(kernel, f"the kernel before this one has ended: {order['evalue']}")
+        else:
             said = kernel.cells.epitaph(kernel.key, order["ename"], order["evalue"], order["traceback"])
-            for link in [*kernel.links]:
-                if link.channel != "iopub" or link.kernel_end is None:
-                    continue
-                if link.kernel_end.walk.between:
+            for link in links:
+                if _gap(link):
                     self.write(link.client, said)
                 else:
                     self.close(link)
-        self._when_flushed(kernel, time.monotonic() + FAREWELL)
+        self._when_flushed(kernel, deadline)
 
     def _when_flushed(self, kernel: Kernel, deadline: float) -> None:
         waiting = any(link.client.out for link in kernel.links if link.channel == "iopub")
         if waiting and time.monotonic() < deadline:
-            self._later(0.01, lambda: self._when_flushed(kernel, deadline))
+            self._later(AGAIN, lambda: self._when_flushed(kernel, deadline))
         else:
             self.tell({"event": "inserted", "kernel": kernel.name})
+
+    def notice(self, kernel: Kernel, text: str) -> None:
+        """Tell the running cell something on its standard error; where none runs, tell the next one."""
+        if kernel.cells.running is None:
+            kernel.notices = [*kernel.notices, text][-NOTICES:]
+            return
+        said = kernel.cells.notice(kernel.key, text)
+        deadline = time.monotonic() + SQUEEZE
+        for link in [*kernel.links]:
+            if link.channel == "iopub":
+                self._squeeze_in(link, said, deadline)
+
+    def _squeeze_in(self, link: Link, said: bytes, deadline: float) -> None:
+        if _gap(link):
+            self.write(link.client, said)
+        elif link in link.kernel.links and time.monotonic() < deadline:
+            self._later(AGAIN, lambda: self._squeeze_in(link, said, deadline))
 
     # ---- connections -----------------------------------------------------------------------------------------------
 
@@ -226,7 +276,8 @@ class Broker:
             self.close(link)
 
     def _serve(self, end: End) -> None:
-        self._watch(end.socket, 0, lambda events: self.happened(end, events))
+        end.watched = True
+        self._watch(end.socket, end.mask, lambda events: self.happened(end, events))
         self.adjust(end)
 
     def _still_shaking(self, link: Link) -> None:
@@ -240,8 +291,8 @@ class Broker:
                 self.flush(end)
             if events & ~OUT and end.open and end.mask & IN:
                 self.read(end)
-            elif events & (select.EPOLLHUP | select.EPOLLERR) and end.open and not end.paused:
-                self.gone(end)
+            elif events & GONE and end.open:
+                self.hung_up(end)
         except Refused as refused:
             self.refuse(end.link.kernel, end.link.channel, f"{refused.rule} ({end.side})")
             self.close(end.link)
@@ -334,9 +385,13 @@ class Broker:
         mask = OUT if end.out or (other is not None and other.piped) else 0
         if other is not None and len(other.out) < WAITING and not end.piped and not end.paused:
             mask |= IN
-        if mask != end.mask:
-            end.mask = mask
+        if mask == end.mask and end.watched:
+            return
+        end.mask = mask
+        if end.watched:
             self.poll.modify(end.socket.fileno(), mask)
+        elif mask & IN:
+            self._serve(end)
 
     def spend(self, end: End, count: int) -> None:
         """The output of a kernel has a rate. Above it nobody listens to that kernel for the rest of the second."""
@@ -355,6 +410,17 @@ class Broker:
     def _resume(self, end: End) -> None:
         end.paused = False
         self.adjust(end)
+
+    def hung_up(self, end: End) -> None:
+        """One side has hung up while nobody listens to it. What a kernel said before waits for a slow reader.
+
+        epoll tells of a hang-up again and again, whatever is asked of it: so it is asked no more until there is room.
+        """
+        if end.side == KERNEL:
+            self._forget(end.socket.fileno())
+            end.watched = False
+        else:
+            self.gone(end)
 
     def gone(self, end: End) -> None:
         """One side has closed. A dead kernel's clients of iopub stay, to be told why."""
@@ -418,6 +484,12 @@ class Broker:
                     do(events)
             while self.timers and self.timers[0][0] <= time.monotonic():
                 heapq.heappop(self.timers)[2]()
+
+
+def _gap(link: Link) -> bool:
+    """Whether a message of ours may stand now in what the client hears."""
+    end = link.kernel_end
+    return end is not None and end.walk.between and not end.piped and link.client.open
 
 
 def _settled(connecting: socket.socket) -> bool:

@@ -51,6 +51,11 @@ class Cells:
             key, parent, "status", {"execution_state": "idle"}
         )
 
+    def notice(self, key: str, text: str) -> bytes:
+        """What the running cell is told on its standard error, as frames."""
+        content = {"name": "stderr", "text": f"Isolated Python: {text}\n"}
+        return self._message(key, self.running or {}, "stream", content)
+
     def _message(self, key: str, parent: dict[str, Any], kind: str, content: dict[str, Any]) -> bytes:
         now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
         header = {
