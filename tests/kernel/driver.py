@@ -21,6 +21,7 @@ import logging
 import queue
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from jupyter_client.manager import KernelManager
@@ -31,7 +32,16 @@ managers: dict[str, KernelManager] = {}
 clients: dict[str, Any] = {}
 running: dict[str, str] = {}
 
+Deed = Callable[[dict[str, Any]], dict[str, Any]]
+deeds: dict[str, Deed] = {}
 
+
+def deed(function: Deed) -> Deed:
+    deeds[function.__name__] = function
+    return function
+
+
+@deed
 def start(ask: dict[str, Any]) -> dict[str, Any]:
     manager = KernelManager(kernel_name=ask.get("kernel", "isolated-python"))
     stanza = {"provisioner_name": "isolated-python", "config": {"overrides": ask.get("overrides", {})}}
@@ -72,6 +82,7 @@ def waiting() -> list[dict[str, Any]]:
     return [kernel for kernel in kernels if kernel["state"] == "waiting"]
 
 
+@deed
 def run(ask: dict[str, Any]) -> dict[str, Any]:
     client = clients[ask["name"]]
     running[ask["name"]] = client.execute(ask["code"], allow_stdin="answer" in ask)
@@ -81,6 +92,7 @@ def run(ask: dict[str, Any]) -> dict[str, Any]:
     return rest(ask)
 
 
+@deed
 def rest(ask: dict[str, Any]) -> dict[str, Any]:
     """What the running cell says from here on, until it ends, or until `until` is among it."""
     client, manager, asked = clients[ask["name"]], managers[ask["name"]], running[ask["name"]]
@@ -112,6 +124,7 @@ def rest(ask: dict[str, Any]) -> dict[str, Any]:
     return {"text": "".join(found), "status": "timeout"}
 
 
+@deed
 def send(ask: dict[str, Any]) -> dict[str, Any]:
     """A request on shell, and what iopub says because of it. Of texts beyond 1 MB only size and digest are told."""
     client = clients[ask["name"]]
@@ -130,6 +143,7 @@ def send(ask: dict[str, Any]) -> dict[str, Any]:
         heard.append([kind, content, [digest(buffer) for buffer in message["buffers"]]])
 
 
+@deed
 def request(ask: dict[str, Any]) -> dict[str, Any]:
     """A request on any channel, and the content of its reply."""
     client = clients[ask["name"]]
@@ -143,6 +157,7 @@ def request(ask: dict[str, Any]) -> dict[str, Any]:
             return {"content": reply["content"]}
 
 
+@deed
 def connect(ask: dict[str, Any]) -> dict[str, Any]:
     manager = managers[ask["as"]] = managers[ask["name"]]
     client = clients[ask["as"]] = manager.blocking_client()
@@ -155,42 +170,50 @@ def digest(data: Any) -> tuple[int, str]:
     return len(data), hashlib.sha256(data).hexdigest()
 
 
+@deed
 def restart(ask: dict[str, Any]) -> dict[str, Any]:
     managers[ask["name"]].restart_kernel(now=ask.get("now", False))
     clients[ask["name"]].wait_for_ready(timeout=60)
     return {"pid": managers[ask["name"]].provisioner.pid}
 
 
+@deed
 def ready(ask: dict[str, Any]) -> dict[str, Any]:
     clients[ask["name"]].wait_for_ready(timeout=20)
     return {}
 
 
+@deed
 def interrupt(ask: dict[str, Any]) -> dict[str, Any]:
     managers[ask["name"]].interrupt_kernel()
     return {}
 
 
+@deed
 def stop(ask: dict[str, Any]) -> dict[str, Any]:
     clients.pop(ask["name"]).stop_channels()
     managers.pop(ask["name"]).shutdown_kernel(now=ask.get("now", False))
     return {}
 
 
+@deed
 def alive(ask: dict[str, Any]) -> dict[str, Any]:
     return {"alive": managers[ask["name"]].is_alive()}
 
 
+@deed
 def ended(ask: dict[str, Any]) -> dict[str, Any]:
     """Wait for the end of a kernel, as the supervisor tells it."""
     kernel = managers[ask["name"]].provisioner._kernel
     return {"status": kernel.ended.result(10), "reason": kernel.reason}
 
 
+@deed
 def logged(ask: dict[str, Any]) -> dict[str, Any]:
     return {"text": log.getvalue()}
 
 
+@deed
 def identities(ask: dict[str, Any]) -> dict[str, Any]:
     """Before the first kernel: where this server's supervisor will look for free uids."""
     from isolated_python.engine import places
@@ -199,6 +222,7 @@ def identities(ask: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+@deed
 def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
     from isolated_python.engine import client
 
@@ -207,22 +231,15 @@ def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
     return {"pid": found.pid, "folder": found.folder}
 
 
+@deed
 def spares(ask: dict[str, Any]) -> dict[str, Any]:
     return {"names": [kernel["kernel"] for kernel in waiting()]}
 
 
-DEEDS = {
-    deed.__name__: deed
-    for deed in (
-        *(start, run, rest, send, request, connect, restart, ready, interrupt, stop),
-        *(alive, ended, logged, identities, supervisor, spares),
-    )
-}
-
 for line in sys.stdin:
     ask = json.loads(line)
     try:
-        answer = DEEDS[ask.pop("do")](ask)
+        answer = deeds[ask.pop("do")](ask)
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), flush=True)
