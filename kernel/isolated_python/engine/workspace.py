@@ -31,15 +31,17 @@ def _here(folder: int) -> int:
 def detached(folder: int, *, writable: bool, uid: int | None) -> int:
     """A mount of the open `folder`. With `uid`, what the folder's owner owns on disk belongs to `uid` in the mount.
 
-    Raises LaunchError where the file system cannot translate owners.
+    What is mounted below the folder is in the mount for an ordinary user, who may not leave it out, and is left out where
+    owners are translated: another file system may be unable to. Raises LaunchError where this one is.
     """
     here = _here(folder)
     try:
-        tree = mount.clone_tree(here)
+        tree = mount.clone_tree(here, recursive=uid is None)
     finally:
         os.close(here)
     try:
-        mount.set_attributes(tree, SAFE | (0 if writable else mount.MOUNT_ATTR_RDONLY))
+        attributes = SAFE | (0 if writable else mount.MOUNT_ATTR_RDONLY)
+        mount.set_attributes(tree, attributes, recursive=uid is None)
         if uid is not None:
             owner = os.fstat(folder)
             translation = _translation((owner.st_uid, uid, 1), (owner.st_gid, uid, 1))

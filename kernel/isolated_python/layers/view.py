@@ -114,16 +114,17 @@ def shown(trees: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _open_clone(path: str) -> int:
+    """With what is mounted below it: systemd, say, has an automount in /proc, and we may not show /proc without it."""
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        return mount.clone_tree(descriptor)
+        return mount.clone_tree(descriptor, recursive=True)
     finally:
         os.close(descriptor)
 
 
 def _detached(path: str) -> int:
     tree = _open_clone(path)
-    mount.set_attributes(tree, READ_ONLY)
+    mount.set_attributes(tree, READ_ONLY, recursive=True)
     return tree
 
 

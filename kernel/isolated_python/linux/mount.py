@@ -46,7 +46,11 @@ def make_slave() -> None:
 
 
 def clone_tree(descriptor: int, *, recursive: bool = False) -> int:
-    """A detached copy of the mount beneath an open folder or file; closed with its descriptor if put nowhere."""
+    """A detached copy of the mount beneath an open folder or file; closed with its descriptor if put nowhere.
+
+    Without `recursive` what is mounted further below is left out. In a user namespace of one's own that is EINVAL where
+    there is such a mount: who is not root may not see what lies under it. mount_namespaces(7)
+    """
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     return libc.syscall("open_tree", descriptor, b"", flags)
 
