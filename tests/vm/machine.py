@@ -43,9 +43,10 @@ class Machine:
             )  # fmt: skip
         serial.close()
         monitor.close()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._answers = self._monitor.makefile("r")
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         try:
-            self._answers = self._monitor.makefile("r")
             self._answer("QMP")
             self.ask("qmp_capabilities")
             if not booted.exists():
@@ -81,7 +82,7 @@ class Machine:
 
     def _listen(self) -> None:
         """Keep what the machine says on its serial line, and hear when it stands."""
-        with self._serial.makefile("rb") as lines, open(self.folder / "serial.log", "wb", buffering=0) as log:
+        with self._serial, self._serial.makefile("rb") as lines, open(self.folder / "serial.log", "wb", buffering=0) as log:
             for line in lines:
                 log.write(line)
                 if image.READY.encode() in line:
@@ -134,4 +135,6 @@ class Machine:
         """Off: the next one begins from the snapshot again, so nothing is to be kept."""
         self.process.kill()
         self.process.wait()
+        self._listener.join()
+        self._answers.close()
         self._monitor.close()
