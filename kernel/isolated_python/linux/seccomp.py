@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import select
 import struct
 from dataclasses import dataclass
 from fcntl import ioctl
@@ -93,10 +94,17 @@ def _buffer(which: int) -> bytearray:
 
 
 def receive(listener: int) -> Notification:
-    """Take the next waiting call; blocks until there is one, so poll first.
+    """Take the next waiting call. Never blocks.
 
-    Raises ENOENT when the caller died meanwhile: go on.
+    Raises ENOENT when nobody waits, for a caller may have died meanwhile: go on. Raises EPIPE when nobody is left under
+    the filter: the request itself would then wait for good, and so would whoever made it.
     """
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    found = sum(events for _, events in waiting.poll(0))
+    if not found & select.POLLIN:
+        number = errno.EPIPE if found else errno.ENOENT
+        raise OSError(number, "seccomp: nobody waits for an answer")
     buffer = _buffer(0)
     ioctl(listener, IOCTL_NOTIF_RECV, buffer, True)
     id, pid, _flags, number, arch, ip, *args = _NOTIFICATION.unpack_from(buffer)
