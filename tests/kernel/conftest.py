@@ -17,13 +17,21 @@ from typing import Any
 
 import psutil
 import pytest
+from isolated_python.layers.cgroup import systemd
+from isolated_python.linux import cgroups
 
 from tests.conftest import Ordinary
 
 DRIVER = Path(__file__).with_name("driver.py").read_text()
 
-# An ordinary user has no cgroup on a host with version 1; what that weakens has tests of its own.
-WITHOUT_CGROUP = {"layers": {"cgroup": "prefer"}}
+
+def has_cgroup(*, root: bool) -> bool:
+    """Whether a kernel of such a server must get a cgroup: an ordinary user has none on a host with version 1, and the
+    user that root makes for these tests has no user manager. Where there must be one, its lack fails the test.
+    """
+    if root:
+        return True
+    return os.geteuid() != 0 and (systemd.wanted() or cgroups.find(cgroups.own(), root=False).version != "none")
 
 
 class Server:
@@ -31,6 +39,7 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[str], folder: Path, *, root: bool, pool: bool = False) -> None:
         self.process, self.folder, self.root, self.pool = process, folder, root, pool
+        self.cgroup = has_cgroup(root=root)
 
     def ask(self, do: str, **values: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -49,8 +58,8 @@ class Server:
 
     def refused(self, name: str = "kernel", overrides: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
         wanted = dict(overrides or {})
-        if not self.root:
-            wanted["layers"] = {**WITHOUT_CGROUP["layers"], **wanted.get("layers", {})}
+        if not self.cgroup:
+            wanted["layers"] = {"cgroup": "prefer", **wanted.get("layers", {})}
         return self.ask("start", name=name, overrides=wanted, **{"cwd": str(self.folder), "pool": self.pool, **values})
 
     def run(self, code: str, name: str = "kernel", **values: Any) -> dict[str, Any]:
@@ -120,6 +129,14 @@ def server(request: pytest.FixtureRequest, life: bool, ordinary: Ordinary) -> It
     """A server in either life."""
     with serve(life, ordinary, pool=request.config.getoption("--pool")) as one:
         yield one
+
+
+@pytest.fixture
+def limited(server: Server) -> Server:
+    """A server whose kernels have a cgroup."""
+    if not server.cgroup:
+        pytest.skip("an ordinary user has no cgroup on this host")
+    return server
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import signal
 
 import psutil
+from isolated_python.linux.cgroups import LEAF
 
 from tests.kernel.conftest import Server, cgroups_of
 
@@ -47,15 +48,6 @@ def test_two_kernels_of_one_zygote_share_nothing(server: Server) -> None:
     assert server.text("print(os.path.exists('/tmp/mine'), 'MINE' in os.environ)", "b") == "False False"
     assert server.text("print(get_ipython().history_manager.session_number)", "a") == "1"
     assert server.text("print(get_ipython().history_manager.session_number)", "b") == "1"
-
-
-def test_more_memory_than_granted_is_told_in_the_cell(root_server: Server) -> None:
-    """The kernel dies, and the cell says of what: the limit, what was used, the key of the profile."""
-    root_server.start(overrides={"resources": {"memory": "200 MiB", "tmp": "40 MiB", "shm": "16 MiB"}})
-    answer = root_server.run("x = bytearray(400 << 20)")
-    assert answer["status"] == "error"
-    assert "200 MiB of memory" in answer["text"]
-    assert "resources.memory" in answer["text"]
 
 
 def test_limits_that_a_cell_survives_are_named_below_its_traceback(server: Server) -> None:
@@ -169,4 +161,5 @@ def test_nothing_is_left_after_a_shutdown(server: Server) -> None:
     assert not psutil.pid_exists(pid)
     assert [name for part in ("clients", "kernels") for name in os.listdir(f"{where['folder']}/{part}")] == []
     mine = f"isolated-python-{where['pid']}"
-    assert not [path for path in cgroups_of(where["pid"]) if not os.path.basename(path).startswith(mine)]
+    left = {os.path.basename(path) for path in cgroups_of(where["pid"])}
+    assert not {name for name in left if not name.startswith(mine)} - {LEAF}  # in which the supervisor itself stands

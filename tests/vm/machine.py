@@ -82,7 +82,11 @@ class Machine:
 
     def _listen(self) -> None:
         """Keep what the machine says on its serial line, and hear when it stands."""
-        with self._serial, self._serial.makefile("rb") as lines, open(self.folder / "serial.log", "wb", buffering=0) as log:
+        with (
+            self._serial,
+            self._serial.makefile("rb") as lines,
+            open(self.folder / "serial.log", "wb", buffering=0) as log,
+        ):
             for line in lines:
                 log.write(line)
                 if image.READY.encode() in line:
