@@ -154,7 +154,7 @@ def test_no_group_outlives_whom_it_was_made_for(limited: Server, victim: str) ->
 
 
 def test_without_a_cgroup_the_start_is_refused_and_says_what_to_do(server: Server) -> None:
-    """An ordinary user without a user manager: the limits cannot be kept, so nothing runs unless the profile says so."""
+    """Limits cannot be kept for an ordinary user without a user manager: nothing runs unless the profile says so."""
     if server.cgroup:
         pytest.skip("here is a cgroup for whoever runs the tests")
     error = server.refused(overrides={"layers": {"cgroup": "require"}})["error"]

@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _asked(item: pytest.Item) -> dict[str, Any]:
-    return getattr(item, "callspec").params if hasattr(item, "callspec") else {}
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ The disk of the virtual machine: a small Debian with systemd, and the Python pac
 
     python tests/vm/image.py      builds it ahead of the tests, in a minute or two, as root
 
-What went into it is in its folder's name, so that another recipe makes another disk. The product is not on it: its wheel
+Its folder's name says what went into it, so that another recipe makes another disk. The product is not on it: its wheel
 is installed at each run, and a change of our code costs no new disk.
 """
 
@@ -29,9 +29,10 @@ READY = "the machine stands"  # on its serial line, when someone may log in
 SIZE = "3G"  # a sparse file
 
 PACKAGES = (
-    "linux-image-cloud-amd64 initramfs-tools kmod udev systemd systemd-sysv dbus dbus-user-session libpam-systemd polkitd "
-    "iproute2 openssh-server procps uidmap ca-certificates python3 python3-venv libseccomp2 strace"
-).split()
+    *("linux-image-cloud-amd64", "initramfs-tools", "kmod", "udev", "systemd", "systemd-sysv", "polkitd", "procps"),
+    *("dbus", "dbus-user-session", "libpam-systemd", "openssh-server", "iproute2", "uidmap", "ca-certificates"),
+    *("python3", "python3-venv", "libseccomp2", "strace"),
+)
 
 # What the tests inside need of the optional dependencies; the scientific stack is tried elsewhere.
 TEST_PACKAGES = ("pytest", "hypothesis", "psutil")
@@ -49,11 +50,14 @@ FILES = {
     "etc/security/limits.d/files.conf": "* soft nofile 4096",
 }
 
+MASKED = (
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer", "e2scrub_reap.service"),
+    *("systemd-networkd-wait-online.service", "serial-getty@ttyS0.service", "getty@tty1.service"),
+)
 IN_THE_TREE = (
     f"useradd --create-home --shell /bin/bash {PERSON}",
     "systemctl --quiet enable systemd-networkd.service ready.service",
-    "systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer systemd-networkd-wait-online.service "
-    "serial-getty@ttyS0.service getty@tty1.service e2scrub_all.timer e2scrub_reap.service fstrim.timer",
+    f"systemctl --quiet mask {' '.join(MASKED)}",
     f"/usr/bin/python3 -m venv {VENV}",
     f"{VENV}/bin/pip install -q --no-index --find-links /wheels -r /wheels/requirements.txt",
 )

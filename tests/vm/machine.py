@@ -1,7 +1,7 @@
 """
 A virtual machine under software emulation: booted once, then brought back from a snapshot in seconds.
 
-Nobody but us can reach it: its one network card knows a single port, forwarded from this machine's loopback to its sshd.
+It reaches nobody, and only we reach it: its one network card forwards a port of this machine's loopback to its sshd.
 """
 
 from __future__ import annotations
