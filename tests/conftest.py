@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -21,6 +22,10 @@ BIN = str(Path(sys.executable).parent)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pool", action="store_true", help="let the tests' kernels be ones that stood before")
+    every = "tests/escapes: every attack in every life, profile and path"
+    parser.addoption("--every-combination", action="store_true", help=every)
+    without = "tests/escapes: one layer off, to see attacks succeed"
+    parser.addoption("--without", default="", metavar="LAYER", help=without)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,13 @@ def _tester() -> pwd.struct_passwd:
 
 @pytest.fixture
 def ordinary() -> Iterator[Ordinary]:
+    with somebody() as person:
+        yield person
+
+
+@contextlib.contextmanager
+def somebody() -> Iterator[Ordinary]:
+    """An ordinary user with a new home, until the end of the block."""
     person = _tester() if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
     # Not tmp_path: pytest's own folders let nobody else through.
     home = Path(tempfile.mkdtemp(prefix="isolated-tester-"))

@@ -149,7 +149,7 @@ def root_server(request: pytest.FixtureRequest, ordinary: Ordinary) -> Iterator[
 
 @contextmanager
 def serve(root: bool, ordinary: Ordinary, *, pool: bool = False, **more: str) -> Iterator[Server]:
-    """`more`: further variables of its environment."""
+    """`more`: what its environment holds beside the ordinary."""
     folder = ordinary.home / "course"
     folder.mkdir()
     environment = ordinary.environment | {"JUPYTERHUB_API_TOKEN": "a-token", "JUPYTER_TOKEN": "a-token"} | more

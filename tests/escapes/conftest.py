@@ -1,0 +1,82 @@
+"""Attacks become tests: each once in one combination, or in all of them with --every-combination."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from tests.conftest import somebody
+from tests.escapes.attack import ROOT, Attack, attacks_of
+from tests.escapes.places import EVERY, Combination, Place
+from tests.kernel.conftest import serve
+
+
+def combinations(attack: Attack) -> list[Combination]:
+    """Those in which this attack means something."""
+    limited = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    return [
+        one
+        for one in EVERY
+        if one.path in attack.paths
+        and one.profile in attack.profiles
+        and ("cgroup" not in attack.needs or one.life == "root" or limited)
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "attack" not in metafunc.fixturenames:
+        return
+    cases = []
+    for attack in attacks_of(metafunc.module):
+        found = combinations(attack)
+        if os.geteuid() and attack.control == ROOT:
+            continue  # without root there is no control, and without a control no proof
+        if not metafunc.config.getoption("--every-combination") and found:
+            # Each attack keeps its combination from run to run, and they are spread over all.
+            found = [found[zlib.crc32(attack.name.encode()) % len(found)]]
+        cases += [pytest.param(attack, one, id=f"{attack}-{one}") for one in found]
+    metafunc.parametrize(("attack", "combination"), cases)
+
+
+class Places:
+    """The servers of both lives and the places in them, each made when the first attack asks for it."""
+
+    def __init__(self, stack: ExitStack, without: str) -> None:
+        self.stack, self.without = stack, without
+        self.token = secrets.token_hex(16)
+
+        self.servers: dict[str, object] = {}
+        self.made: dict[Combination, Place] = {}
+        self.proven: set[tuple[str, str]] = set()  # attacks whose control has been seen to work, by life
+
+    def at(self, combination: Combination) -> Place:
+        if combination not in self.made:
+            if combination.life not in self.servers:
+                person = self.stack.enter_context(somebody())
+                more = {"JUPYTERHUB_API_TOKEN": self.token}
+                server = self.stack.enter_context(contextmanager(serve)(combination.life == "root", person, more))
+                self.servers[combination.life] = (server, person)
+            server, person = self.servers[combination.life]  # type: ignore[misc]
+            self.made[combination] = Place(server, person, combination, self.token, self.without)
+        return self.made[combination]
+
+
+@pytest.fixture(scope="session")
+def places(request: pytest.FixtureRequest) -> Iterator[Places]:
+    with ExitStack() as stack:
+        yield Places(stack, request.config.getoption("--without"))
+
+
+@pytest.fixture
+def place(places: Places, combination: Combination) -> Place:
+    return places.at(combination)
+
+
+@pytest.fixture
+def proven(places: Places) -> set[tuple[str, str]]:
+    return places.proven

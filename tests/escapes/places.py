@@ -1,0 +1,246 @@
+"""Where attacks are run: in kernels, one for all attacks that leave it whole, and outside, for the controls."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+from isolated_python.layers import cgroup
+from isolated_python.policy.profile import MiB, Resources
+
+from tests.conftest import Ordinary
+from tests.escapes.attack import CGROUP, NAMESPACES, ROOT, Attack, program, reported
+from tests.escapes.frames import in_namespaces
+from tests.kernel.conftest import Server
+
+LIVES = ("root", "ordinary") if os.geteuid() == 0 else ("ordinary",)
+PROFILES = ("standard", "shared")
+PATHS = ("zygote", "exec")
+
+# With -u the command is not one that a zygote serves: it is executed, as any kernelspec of another language would be.
+FOREIGN = [sys.executable, "-u", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+
+# What a control may use at most, should it be an attack on the machine as a whole.
+CONTROL = Resources(memory=1536 * MiB, processes=1024)
+
+CELL = """
+def _attack(program, seconds):
+    import subprocess, sys
+    command = [sys.executable, "-I", "-S", "-c", program]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        said = process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said = process.communicate()[0] + b"(out of time)"
+    print(said.decode("utf-8", "replace"), "status", process.returncode)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    life: str
+    profile: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.life}-{self.profile}-{self.path}"
+
+
+EVERY = tuple(Combination(life, profile, path) for life in LIVES for profile in PROFILES for path in PATHS)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a program reported, and all that it wrote besides."""
+
+    loot: str
+    refused: str
+    raw: str
+
+    @staticmethod
+    def of(raw: str) -> Said:
+        found = next(reported(raw), {})
+        loot = found.get("loot")
+        text = loot if isinstance(loot, str) else "" if loot is None else json.dumps(loot)
+        return Said(text, found.get("refused", ""), raw)
+
+    @property
+    def ran(self) -> bool:
+        """Whether the program was one, and came to an end of some kind: what is refused must have been tried."""
+        broken = ("NameError", "SyntaxError", "ImportError", "ModuleNotFoundError", "AttributeError", "TypeError")
+        if self.refused:
+            return not self.refused.startswith(broken)
+        return bool(next(reported(self.raw), None)) or "status -" in self.raw or "cell dead" in self.raw
+
+    def __str__(self) -> str:
+        return self.loot[:500] or self.refused or self.raw[-2000:]
+
+
+class Place:
+    """One combination of life, profile and path, with its kernels.
+
+    `token`: the secret in the server's environment. `without`: a layer that is off, for the mutations.
+    """
+
+    def __init__(self, server: Server, person: Ordinary, combination: Combination, token: str, without: str) -> None:
+        self.server, self.person, self.combination = server, person, combination
+        self.token, self.without = token, without
+        self.running: dict[str, str] = {}
+        self.pids: dict[str, int] = {}
+
+    # ---- the owner of the server -----------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> bool:
+        return self.combination.life == "root"
+
+    @property
+    def private(self) -> Path:
+        """A folder of the owner's that no kernel was granted: their home."""
+        return self.person.home / "root" if self.root else self.person.home
+
+    def belongs_to_owner(self, *paths: Path) -> None:
+        if os.geteuid() == 0 and not self.root:
+            for path in paths:
+                os.chown(path, self.person.uid, self.person.gid, follow_symlinks=False)
+
+    def start(self, command: list[str], **more: Any) -> subprocess.Popen[str]:
+        """Start a plain process of the owner's."""
+        environment = self.person.environment | {"JUPYTERHUB_API_TOKEN": self.token}
+        if not self.root:
+            return self.person.start(command, env=environment, **more)
+        asked: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+        asked |= {"cwd": self.private, "env": environment | {"HOME": str(self.private)}}
+        return subprocess.Popen(command, text=True, start_new_session=True, **asked | more)
+
+    # ---- outside ---------------------------------------------------------------------------------------------------
+
+    def outside(self, attack: Attack, facts: dict[str, Any]) -> Said:
+        """The same program as a plain process, with the power that it needs and no more."""
+        text = attack.program(facts)
+        if attack.control == NAMESPACES:
+            text = program(in_namespaces, {"program": text})
+        command = [sys.executable, "-I", "-S", "-c", text]
+        where = self.workspace("outside")
+        if attack.control == CGROUP:
+            with _limited() as group:
+                # It waits for a line: until then it is not in its group.
+                command[-1] = "import sys; sys.stdin.readline(); exec(" + repr(text) + ")"
+                process = self.start(command, stdin=subprocess.PIPE, cwd=where)
+                group.attach(process.pid)
+                return self._to_the_end(process, attack.seconds, "\n")
+        if attack.control == ROOT and not self.root:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=where, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+        else:
+            process = self.start(command, cwd=where)
+        return self._to_the_end(process, attack.seconds)
+
+    @staticmethod
+    def _to_the_end(process: subprocess.Popen[str], seconds: float, given: str | None = None) -> Said:
+        try:
+            said, complained = process.communicate(given, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said, complained = process.communicate()
+        return Said.of(said + complained + f" status {process.returncode}")
+
+    def workspace(self, name: str) -> Path:
+        folder = self.server.folder / f"{self.combination}-{name}"
+        if not folder.exists():
+            folder.mkdir()
+            self.belongs_to_owner(folder)
+        return folder
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def inside(self, attack: Attack, facts: dict[str, Any]) -> Said:
+        """The program in a kernel: started by a cell, or as a cell."""
+        key = json.dumps(attack.overrides) if attack.overrides else "attacker"
+        key += f" {attack.name}" if attack.alone else ""
+        name = self.kernel(key, attack.overrides)
+        text = attack.program(facts)
+        cell = f"exec({text!r}, {{}})" if attack.runs == "cell" else f"_attack({text!r}, {attack.seconds})"
+        answer = self.server.run(cell, name, timeout=attack.seconds + 20)
+        if answer.get("status") in ("dead", "timeout") or "error" in answer or attack.alone:
+            self.drop(key)
+        return Said.of(str(answer.get("text", "")) + f" cell {answer.get('status', answer)}")
+
+    def kernel(self, key: str, overrides: dict[str, Any] | None = None) -> str:
+        """The name of the kernel that is known here as `key`; started if it does not run."""
+        if key not in self.running:
+            name = f"{self.combination}-{secrets.token_hex(4)}"
+            wanted = dict(overrides or {})
+            if self.without:
+                wanted["layers"] = {**wanted.get("layers", {}), self.without: "off"}
+            values: dict[str, Any] = {"profile": self.combination.profile}
+            if self.combination.path == "exec":
+                values["argv"] = FOREIGN
+            folder = self.workspace("neighbour" if key == "neighbour" else "attacker")
+            self.pids[key] = self.server.start(name, wanted, cwd=str(folder), **values)["pid"]
+            self.running[key] = name
+            self.server.text(CELL, name)
+        return self.running[key]
+
+    def drop(self, key: str) -> None:
+        name = self.running.pop(key, None)
+        if name is not None:
+            self.server.ask("stop", name=name, now=True)
+
+    def neighbour(self) -> tuple[int, Path]:
+        """Another kernel beside the attacker's: the host's pid of its process 1, and its workspace."""
+        self.kernel("neighbour")
+        return self.pids["neighbour"], self.workspace("neighbour")
+
+    def kernel_below(self, pid: int) -> int:
+        """The host's pid of the kernel itself, which is the first child of process 1."""
+        return psutil.Process(pid).children()[0].pid
+
+    def text(self, code: str, key: str) -> str:
+        return self.server.text(code, self.kernel(key))
+
+    def close(self) -> None:
+        for key in [*self.running]:
+            self.drop(key)
+
+    @cached_property
+    def limited(self) -> bool:
+        """Whether kernels have a cgroup here: an ordinary user has none where the host knows version 1 only."""
+        return self.root or os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+
+    def suits(self, attack: Attack) -> bool:
+        return "cgroup" not in attack.needs or self.limited
+
+
+@contextmanager
+def _limited() -> Iterator[Any]:
+    """A group of the test's own for a control that must not take the machine along."""
+    parent = cgroup.choose().open(f"{cgroup.name_for(os.getpid())}")
+    group = parent.group("control", CONTROL)
+    try:
+        yield group
+    finally:
+        group.kill()
+        group.remove()
+        parent.close()
+
+
+def clean(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,260 @@
+"""What attackers reach for: made by the test, harmless, and able to tell whether harm was done to it.
+
+A target is made afresh for each run, by the owner of the server, so the control reaches it with that owner's rights.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+
+if TYPE_CHECKING:
+    from tests.escapes.attack import Attack
+    from tests.escapes.places import Place, Said
+
+WAITS = "import sys; sys.stdin.read()"  # a process that ends when its maker does
+
+
+class Target:
+    """The base of all targets: used by `with`; `facts` is what the attacker knows of it."""
+
+    def __init__(self, place: Place, attack: Attack, *, inside: bool) -> None:
+        self.place, self.attack, self.inside = place, attack, inside
+        self.token = secrets.token_hex(16)
+        self.facts: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.prepare()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def prepare(self) -> None:
+        """Put it in place."""
+
+    def remove(self) -> None:
+        """Take it away."""
+
+    def harm(self, said: Said) -> str:
+        """What harm was done, in a sentence; empty if none."""
+        raise NotImplementedError
+
+
+class Secret(Target):
+    """A text that only the owner of the server may know. The harm: the attacker knows it."""
+
+    def prepare(self) -> None:
+        self.path = self.place.private / f"secret-{secrets.token_hex(4)}" / "notes.txt"
+        self.path.parent.mkdir(mode=0o700)
+        self.path.write_text(self.token)
+        self.path.chmod(0o600)
+        self.place.belongs_to_owner(self.path.parent, self.path)
+        self.facts = {"path": str(self.path), "name": self.path.name}
+
+    def remove(self) -> None:
+        for path in (self.path, self.path.parent):
+            path.unlink() if path == self.path else path.rmdir()
+
+    def harm(self, said: Said) -> str:
+        return "the secret came out" if self.token in said.loot else ""
+
+
+class Loot(Target):
+    """Something of Linux itself. The harm: the attacker got anything but nothing."""
+
+    def harm(self, said: Said) -> str:
+        return f"it got {said.loot[:300]}" if said.loot not in ("", "None", "False", "[]", "{}", "0") else ""
+
+
+class Untouched(Target):
+    """A file of the owner's that must not change. The harm: it did."""
+
+    def prepare(self) -> None:
+        self.path = self.place.private / f"untouched-{secrets.token_hex(4)}"
+        self.path.write_text(self.token)
+        self.place.belongs_to_owner(self.path)
+        self.facts = {"path": str(self.path), "token": self.token}
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def harm(self, said: Said) -> str:
+        found = self.path.read_text() if self.path.exists() else "(removed)"
+        return "" if found == self.token else f"the file is now {found[:100]!r}"
+
+
+class Victim(Target):
+    """A process of the owner's that does nothing. The harm: it ended, stopped, or was told to run differently."""
+
+    def prepare(self) -> None:
+        self.process = self.place.start([sys.executable, "-I", "-S", "-c", WAITS, self.token], stdin=subprocess.PIPE)
+        self.seen = psutil.Process(self.process.pid)
+        self.before = self._state()
+        self.facts = {"pid": self.process.pid}
+
+    def _state(self) -> tuple[object, ...]:
+        pid = self.process.pid
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        return (self.seen.nice(), self.seen.ionice(), os.sched_getaffinity(pid), os.sched_getscheduler(pid), limits)
+
+    def remove(self) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        finally:
+            self.process.communicate()
+
+    def harm(self, said: Said) -> str:
+        if self.token in said.loot:
+            return "it was seen"
+        if self.seen.is_running() and self.seen.status() == psutil.STATUS_STOPPED:
+            return "it was stopped"
+        now = self._state() if self.process.poll() is None else self.before
+        if now != self.before:
+            return f"it runs differently: {self.before} → {now}"
+        try:
+            # A signal that was sent has been delivered; its death may take a moment, more of it on a busy machine.
+            self.process.wait(0.2 if self.inside else 10)
+        except subprocess.TimeoutExpired:
+            return ""
+        return f"it ended with {self.process.returncode}"
+
+
+class Service(Target):
+    """A service of the host's, which tells its secret to whoever connects. The harm: it was told."""
+
+    def listen(self) -> socket.socket:
+        """The listener; it also says where, in `facts`."""
+        one = socket.create_server((self.address, 0), family=self.family)
+        self.facts = {"host": self.address, "port": one.getsockname()[1]}
+        return one
+
+    family, address = socket.AF_INET, "127.0.0.1"
+
+    def prepare(self) -> None:
+        self.listener = self.listen()
+        self.met = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                peer, _ = self.listener.accept()
+            except OSError:
+                return
+            with peer:
+                self.met += 1
+                try:
+                    peer.sendall(self.token.encode())
+                except OSError:
+                    pass
+
+    def remove(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def harm(self, said: Said) -> str:
+        if self.token in said.loot:
+            return "the service's secret came out"
+        return "the service was reached" if self.met else ""
+
+
+class Service6(Service):
+    family, address = socket.AF_INET6, "::1"
+
+
+class AbstractService(Service):
+    def listen(self) -> socket.socket:
+        name = f"isolated-test-{secrets.token_hex(6)}"
+        one = socket.socket(socket.AF_UNIX)
+        one.bind("\0" + name)
+        one.listen()
+        self.facts = {"name": name}
+        return one
+
+
+class PathService(Service):
+    """In a folder that everybody may enter: only that it is not there can keep an attacker away."""
+
+    def listen(self) -> socket.socket:
+        path = self.place.person.home / f"service-{secrets.token_hex(4)}"
+        one = socket.socket(socket.AF_UNIX)
+        one.bind(str(path))
+        path.chmod(0o666)
+        one.listen()
+        self.facts = {"path": str(path)}
+        return one
+
+    def remove(self) -> None:
+        super().remove()
+        os.unlink(self.facts["path"])
+
+
+class DatagramService(Service):
+    """It answers every datagram with its secret."""
+
+    def listen(self) -> socket.socket:
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        one.bind((self.address, 0))
+        self.facts = {"host": self.address, "port": one.getsockname()[1]}
+        return one
+
+    def _serve(self) -> None:
+        while True:
+            data, peer = self.listener.recvfrom(100)
+            if not data:
+                return
+            self.met += 1
+            self.listener.sendto(self.token.encode(), peer)
+
+    def remove(self) -> None:
+        self.listener.sendto(b"", self.listener.getsockname())
+        self.listener.close()
+
+
+class Neighbour(Target):
+    """Another kernel of the same server, with a secret in its workspace, its /tmp, its memory and its environment."""
+
+    def prepare(self) -> None:
+        pid, folder = self.place.neighbour()
+        self.place.text(NEIGHBOUR.format(token=self.token), "neighbour")
+        self.facts = {"pid": pid, "kernel": self.place.kernel_below(pid), "folder": str(folder)}
+
+    def harm(self, said: Said) -> str:
+        return "the neighbour's secret came out" if self.token in said.loot else ""
+
+
+NEIGHBOUR = """
+import os, pathlib
+for path in ("/workspace/secret.txt", "/tmp/secret.txt", "/home/user/secret.txt", "/dev/shm/secret.txt"):
+    pathlib.Path(path).write_text({token!r})
+kept = {token!r}
+os.environ["SECRET"] = kept
+"""
+
+
+class ServerToken(Target):
+    """The token in the environment of the server that starts the kernels."""
+
+    def prepare(self) -> None:
+        self.token = self.place.token
+        self.facts = {"server": self.place.server.process.pid}
+
+    def harm(self, said: Said) -> str:
+        return "the server's token came out" if self.token in said.loot else ""
+
+
+def written(path: Path) -> int:
+    """Bytes that a file takes up on disk."""
+    return path.stat().st_blocks * 512 if path.exists() else 0
