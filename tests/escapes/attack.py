@@ -1,8 +1,8 @@
 """What an attack is: a small named value, and the program that is made of it.
 
 An attack is written as a function. Its docstring is what the attacker wants; what it returns is the loot. It is sent,
-with all the names that it uses, as one program, and the very same program runs twice: in a kernel of ours, where it must
-fail, and as a plain process, where it must not: the control, without which a refusal proves nothing.
+with all the names that it uses, as one program, and the very same program runs twice: in a kernel of ours, where it
+must fail, and as a plain process, where it must not: the control, without which a refusal proves nothing.
 """
 
 from __future__ import annotations

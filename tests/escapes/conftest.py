@@ -7,6 +7,7 @@ import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,7 @@ class Places:
     def __init__(self, stack: ExitStack, without: str) -> None:
         self.stack, self.without = stack, without
         self.token = secrets.token_hex(16)
+        self.left_open: dict[str, int] = {}
 
         self.servers: dict[str, object] = {}
         self.made: dict[Combination, Place] = {}
@@ -58,12 +60,26 @@ class Places:
         if combination not in self.made:
             if combination.life not in self.servers:
                 person = self.stack.enter_context(somebody())
+                root = combination.life == "root"
                 more = {"JUPYTERHUB_API_TOKEN": self.token}
-                server = self.stack.enter_context(contextmanager(serve)(combination.life == "root", person, more))
+                (person.home / "root").mkdir(mode=0o700, exist_ok=True)
+                left_open = left_open_folder(person.home / "root" if root else person.home, self.token)
+                self.stack.callback(os.close, left_open)
+                server = self.stack.enter_context(contextmanager(serve)(root, person, more, (left_open,)))
+                self.left_open[combination.life] = left_open
                 self.servers[combination.life] = (server, person)
             server, person = self.servers[combination.life]  # type: ignore[misc]
             self.made[combination] = Place(server, person, combination, self.token, self.without)
+            self.made[combination].left_open = self.left_open[combination.life]
         return self.made[combination]
+
+
+def left_open_folder(home: Path, token: str) -> int:
+    """A folder with a secret, open: the server has it, as one forgets a descriptor, and nobody else must get it."""
+    folder = home / "open"
+    folder.mkdir(mode=0o755)
+    (folder / "notes.txt").write_text(token)
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,7 @@ class Place:
     def __init__(self, server: Server, person: Ordinary, combination: Combination, token: str, without: str) -> None:
         self.server, self.person, self.combination = server, person, combination
         self.token, self.without = token, without
+        self.left_open = -1  # a descriptor that the server holds, and that the controls are given
         self.running: dict[str, str] = {}
         self.pids: dict[str, int] = {}
 
@@ -119,14 +120,19 @@ class Place:
             for path in paths:
                 os.chown(path, self.person.uid, self.person.gid, follow_symlinks=False)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the owner's programs have in their environment."""
+        return self.person.environment | {"HOME": str(self.private), "JUPYTERHUB_API_TOKEN": self.token}
+
     def start(self, command: list[str], **more: Any) -> subprocess.Popen[str]:
         """Start a plain process of the owner's."""
-        environment = self.person.environment | {"JUPYTERHUB_API_TOKEN": self.token}
+        asked: dict[str, Any] = {"env": self.environment, **more}
         if not self.root:
-            return self.person.start(command, env=environment, **more)
-        asked: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        asked |= {"cwd": self.private, "env": environment | {"HOME": str(self.private)}}
-        return subprocess.Popen(command, text=True, start_new_session=True, **asked | more)
+            return self.person.start(command, **asked)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+        asked = {"cwd": self.private, "text": True, "start_new_session": True, **pipes, **asked}
+        return subprocess.Popen(command, **asked)
 
     # ---- outside ---------------------------------------------------------------------------------------------------
 
@@ -150,7 +156,7 @@ class Place:
                 start_new_session=True,
             )  # fmt: skip
         else:
-            process = self.start(command, cwd=where)
+            process = self.start(command, cwd=where, pass_fds=(self.left_open,))
         return self._to_the_end(process, attack.seconds)
 
     @staticmethod

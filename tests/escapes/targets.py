@@ -5,17 +5,23 @@ A target is made afresh for each run, by the owner of the server, so the control
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
+
+from tests.escapes.attack import ROOT
 
 if TYPE_CHECKING:
     from tests.escapes.attack import Attack
@@ -59,7 +65,11 @@ class Secret(Target):
         self.path.write_text(self.token)
         self.path.chmod(0o600)
         self.place.belongs_to_owner(self.path.parent, self.path)
-        self.facts = {"path": str(self.path), "name": self.path.name}
+        status = self.path.stat()
+        self.facts = {"path": str(self.path), "name": self.path.name, "inode": status.st_ino}
+        if self.attack.control == ROOT:
+            handle, generation = handle_of(str(self.path))
+            self.facts |= {"handle": handle, "generation": generation}
 
     def remove(self) -> None:
         for path in (self.path, self.path.parent):
@@ -67,6 +77,42 @@ class Secret(Target):
 
     def harm(self, said: Said) -> str:
         return "the secret came out" if self.token in said.loot else ""
+
+
+class Descriptor(Secret):
+    """The folder of a secret, open in the server and inheritable; the control is given it in the same way."""
+
+    def prepare(self) -> None:
+        self.path = self.place.private / "open" / "notes.txt"
+        self.token = self.place.token
+        self.facts = {"name": self.path.name}
+
+    def remove(self) -> None:
+        """The server has it open for as long as it runs."""
+
+
+class HostFile(Target):
+    """A file of the host's own. The harm: the attacker has its content."""
+
+    def harm(self, said: Said) -> str:
+        path = self.attack.facts["file"]
+        return f"{path} came out" if said.loot and said.loot == Path(path).read_text() else ""
+
+
+class SharedFile(Target):
+    """A file among the packages that every kernel of this interpreter sees. The harm: it changed."""
+
+    def prepare(self) -> None:
+        self.path = Path(sysconfig.get_path("purelib")) / f"isolated_test_{secrets.token_hex(4)}.py"
+        self.path.write_text(self.token)
+        self.path.chmod(0o666)
+        self.facts = {"shared": str(self.path)}
+
+    def remove(self) -> None:
+        self.path.unlink()
+
+    def harm(self, said: Said) -> str:
+        return "" if self.path.read_text() == self.token else f"it is now {self.path.read_text()[:100]!r}"
 
 
 class Loot(Target):
@@ -104,8 +150,14 @@ class Victim(Target):
 
     def _state(self) -> tuple[object, ...]:
         pid = self.process.pid
-        limits = Path(f"/proc/{pid}/limits").read_text()
+        limits = Path(f"/proc/{pid}/limits").read_text() + Path(f"/proc/{pid}/oom_score_adj").read_text()
         return (self.seen.nice(), self.seen.ionice(), os.sched_getaffinity(pid), os.sched_getscheduler(pid), limits)
+
+    def _traced(self) -> bool:
+        try:
+            return "TracerPid:\t0\n" not in Path(f"/proc/{self.process.pid}/status").read_text()
+        except FileNotFoundError:
+            return False
 
     def remove(self) -> None:
         assert self.process.stdin is not None
@@ -120,6 +172,8 @@ class Victim(Target):
             return "it was seen"
         if self.seen.is_running() and self.seen.status() == psutil.STATUS_STOPPED:
             return "it was stopped"
+        if self._traced():
+            return "it is traced"
         now = self._state() if self.process.poll() is None else self.before
         if now != self.before:
             return f"it runs differently: {self.before} → {now}"
@@ -239,9 +293,125 @@ NEIGHBOUR = """
 import os, pathlib
 for path in ("/workspace/secret.txt", "/tmp/secret.txt", "/home/user/secret.txt", "/dev/shm/secret.txt"):
     pathlib.Path(path).write_text({token!r})
+held = open("/tmp/secret.txt")
 kept = {token!r}
 os.environ["SECRET"] = kept
 """
+
+
+class Memory(Target):
+    """A process of the owner's with a secret in its memory, its environment and an open file without a name."""
+
+    def prepare(self) -> None:
+        environment = self.place.environment | {"SECRET": self.token}
+        self.process = self.place.start(
+            [sys.executable, "-I", "-S", "-c", HOLDS, self.token], stdin=subprocess.PIPE, env=environment
+        )
+        assert self.process.stdout is not None
+        address, descriptor = map(int, self.process.stdout.readline().split())
+        self.facts = {"pid": self.process.pid, "address": address, "descriptor": descriptor}
+
+    def remove(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def harm(self, said: Said) -> str:
+        if self.token in said.loot:
+            return "the process's secret came out"
+        return "its files came out" if ".so" in said.loot else ""
+
+
+HOLDS = """
+import ctypes, os, sys
+kept = ctypes.create_string_buffer(sys.argv[1].encode())
+file = os.memfd_create("kept")
+os.write(file, sys.argv[1].encode())
+print(ctypes.addressof(kept), file, flush=True)
+sys.stdin.read()
+"""
+
+
+class Output(Target):
+    """The socket on which another kernel publishes. The harm: it answers, or it is found."""
+
+    def prepare(self) -> None:
+        self.place.neighbour()
+        folder = self.place.server.ask("supervisor")["folder"]
+        # The newest is the neighbour's as well as any other's: they all lie in one folder.
+        names = sorted(name for name in os.listdir(f"{folder}/clients") if name.endswith("-2"))
+        self.facts = {"iopub": f"{folder}/clients/{names[0]}"}
+
+    def harm(self, said: Said) -> str:
+        return f"it got {said.loot[:200]}" if said.loot not in ("", "[]") else ""
+
+
+class PathFiles(Secret):
+    """A secret in a folder that all users of the machine share."""
+
+    def prepare(self) -> None:
+        self.path = Path(self.attack.facts["folder"]) / f"isolated-test-{secrets.token_hex(6)}"
+        self.path.write_text(self.token)
+        self.facts = {"path": str(self.path)}
+
+    def remove(self) -> None:
+        self.path.unlink()
+
+
+class Terminal(Target):
+    """A terminal of the owner's, into which a secret was typed."""
+
+    def prepare(self) -> None:
+        self.ours, self.theirs = os.openpty()
+        path = os.ttyname(self.theirs)
+        self.place.belongs_to_owner(Path(path))
+        os.write(self.ours, self.token.encode() + b"\n")
+        self.facts = {"path": path}
+
+    def remove(self) -> None:
+        os.close(self.ours)
+        os.close(self.theirs)
+
+    def harm(self, said: Said) -> str:
+        return "what was typed came out" if self.token in said.loot else ""
+
+
+class Workspace(Target):
+    """The attacker's own folder. The harm: on disk there is something that lends rights to whoever meets it."""
+
+    def prepare(self) -> None:
+        folder = self.place.workspace("attacker" if self.inside else "outside")
+        self.path = folder / f"left-{secrets.token_hex(4)}"
+        self.facts = {"name": self.path.name}
+
+    def remove(self) -> None:
+        if self.path.is_dir():
+            self.path.rmdir()
+        self.path.unlink(missing_ok=True) if not self.path.is_dir() else None
+
+    def harm(self, said: Said) -> str:
+        if not self.path.exists():
+            return ""
+        if "security.capability" in os.listxattr(self.path):
+            return "a program with a capability was left"
+        mode = self.path.stat().st_mode
+        return f"it was left with mode {mode:o}" if mode & 0o6000 else ""
+
+
+class SetUid(Target):
+    """A program of root's with the set-user-ID bit, in the attacker's own folder. The harm: it ran as root."""
+
+    def prepare(self) -> None:
+        # The folder's mount may forbid such programs to everybody; then the control says so.
+        self.path = self.place.workspace("attacker" if self.inside else "outside") / f"id-{secrets.token_hex(4)}"
+        shutil.copyfile("/usr/bin/id", self.path)
+        self.path.chmod(0o4755)
+        self.facts = {"program": f"./{self.path.name}"}
+
+    def remove(self) -> None:
+        self.path.unlink()
+
+    def harm(self, said: Said) -> str:
+        return "it ran as root" if "euid=0" in said.loot or "uid=0" in said.loot else ""
 
 
 class ServerToken(Target):
@@ -258,3 +428,13 @@ class ServerToken(Target):
 def written(path: Path) -> int:
     """Bytes that a file takes up on disk."""
     return path.stat().st_blocks * 512 if path.exists() else 0
+
+
+def handle_of(path: str) -> tuple[str, int]:
+    """The handle by which a file's system knows it, in hex, and the generation in it. name_to_handle_at(2)"""
+    handle = ctypes.create_string_buffer(struct.pack("II", 128, 0), 136)
+    mount = ctypes.c_int()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.name_to_handle_at(-100, path.encode(), handle, ctypes.byref(mount), 0):
+        raise OSError(ctypes.get_errno(), "name_to_handle_at")
+    return handle.raw.hex(), struct.unpack_from("I", handle.raw, 12)[0]

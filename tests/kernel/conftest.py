@@ -148,21 +148,29 @@ def root_server(request: pytest.FixtureRequest, ordinary: Ordinary) -> Iterator[
 
 
 @contextmanager
-def serve(root: bool, ordinary: Ordinary, *, pool: bool = False, **more: str) -> Iterator[Server]:
-    """`more`: what its environment holds beside the ordinary."""
+def serve(
+    root: bool, ordinary: Ordinary, *, pool: bool = False, left_open: tuple[int, ...] = (), **more: str
+) -> Iterator[Server]:
+    """`more`: what its environment holds beside the ordinary. `left_open`: its descriptors."""
     folder = ordinary.home / "course"
     folder.mkdir()
     environment = ordinary.environment | {"JUPYTERHUB_API_TOKEN": "a-token", "JUPYTER_TOKEN": "a-token"} | more
     if root:
         mine = ordinary.home / "root"
-        mine.mkdir(mode=0o700)
+        mine.mkdir(mode=0o700, exist_ok=True)
         environment["HOME"] = str(mine)
         process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", DRIVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            pass_fds=left_open,
         )
     else:
         shutil.chown(folder, ordinary.uid, ordinary.gid)
-        process = ordinary.start([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stderr=None, env=environment)
+        command = [sys.executable, "-c", DRIVER]
+        process = ordinary.start(command, stdin=subprocess.PIPE, stderr=None, env=environment, pass_fds=left_open)
     one = Server(process, folder, root=root, pool=pool)
     try:
         yield one

@@ -12,8 +12,13 @@ from isolated_python.policy.profile import Profile
 HOME = "/home/user"
 WORKSPACE = "/mnt/workspace"
 
-# Files of /proc that speak of the whole machine, or act on it. An ordinary user may not open most of them: seen twice.
-MASKED = ("kcore", "keys", "kmsg", "kallsyms", "sysrq-trigger", "timer_list", "kpagecount", "kpageflags", "kpagecgroup")
+# What of /proc speaks of the whole machine, or acts on it. An ordinary user may not open most of it: seen twice.
+MASKED = (
+    *("kcore", "keys", "key-users", "kmsg", "kallsyms", "sysrq-trigger", "timer_list"),
+    *("kpagecount", "kpageflags", "kpagecgroup", "iomem", "ioports", "acpi", "bus", "irq", "scsi"),
+    "cmdline",  # virtual machines are handed tokens there
+    *("interrupts", "softirqs"),  # they tick with other people's keys and packets
+)
 
 SAFE = mount.MS_NOSUID | mount.MS_NODEV
 
@@ -31,7 +36,7 @@ class MountProc(Step):
 
 @dataclass(frozen=True, slots=True)
 class MaskProc(Step):
-    """Put the empty device over what the machine as a whole shows in /proc, and make its settings read-only."""
+    """Put something empty over what the machine as a whole shows in /proc, and make its settings read-only."""
 
     names: tuple[str, ...] = MASKED
 
@@ -42,7 +47,7 @@ class MaskProc(Step):
         for name in self.names:
             path = f"/proc/{name}"
             if os.path.exists(path):
-                mount.mount("/dev/null", path, "", mount.MS_BIND)
+                mount.mount("/run/empty" if os.path.isdir(path) else "/dev/null", path, "", mount.MS_BIND)
         settings = os.open("/proc/sys", os.O_PATH | os.O_CLOEXEC)
         tree = mount.clone_tree(settings)
         mount.set_attributes(tree, mount.MOUNT_ATTR_RDONLY)
