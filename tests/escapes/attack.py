@@ -23,6 +23,7 @@ SAID = "=== said: "  # before the one line that a program reports
 
 # How the control runs. Outside means outside, but never with more power than the attack needs.
 PLAIN = "plain"  # as the owner of the server
+ORDINARY = "ordinary"  # as somebody without rights, whoever owns the server
 ROOT = "root"
 NAMESPACES = "namespaces"  # as root of user, mount, network and other namespaces of its own
 CGROUP = "cgroup"  # as the owner of the server, in a cgroup with limits far above what the attack asks for

@@ -21,7 +21,7 @@ from isolated_python.layers import cgroup
 from isolated_python.policy.profile import MiB, Resources
 
 from tests.conftest import Ordinary
-from tests.escapes.attack import CGROUP, NAMESPACES, ROOT, Attack, program, reported
+from tests.escapes.attack import CGROUP, NAMESPACES, ORDINARY, ROOT, Attack, program, reported
 from tests.escapes.frames import in_namespaces
 from tests.kernel.conftest import Server
 
@@ -155,6 +155,8 @@ class Place:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=where, text=True,
                 start_new_session=True,
             )  # fmt: skip
+        elif attack.control == ORDINARY:
+            process = self.person.start(command, cwd=where)
         else:
             process = self.start(command, cwd=where, pass_fds=(self.left_open,))
         return self._to_the_end(process, attack.seconds)

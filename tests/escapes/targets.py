@@ -386,7 +386,8 @@ class Workspace(Target):
     def remove(self) -> None:
         if self.path.is_dir():
             self.path.rmdir()
-        self.path.unlink(missing_ok=True) if not self.path.is_dir() else None
+        else:
+            self.path.unlink(missing_ok=True)
 
     def harm(self, said: Said) -> str:
         if not self.path.exists():

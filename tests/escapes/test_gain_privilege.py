@@ -9,7 +9,7 @@ import struct
 import subprocess
 from typing import Any
 
-from tests.escapes.attack import NAMESPACES, ROOT, Attack, attack
+from tests.escapes.attack import NAMESPACES, ORDINARY, ROOT, Attack, attack
 from tests.escapes.places import Place
 from tests.escapes.proof import prove
 from tests.escapes.targets import Loot, SetUid, Workspace
@@ -127,7 +127,7 @@ def mount_by_the_newer_calls(target: Any) -> str:
 @attack(Loot, stopped_by="seccomp", control=NAMESPACES)
 def clone_a_tree(target: Any) -> str:
     """Take a detached copy of a mount."""
-    return f"copied as {must(428, -100, b'/', 1) > 0}"  # OPEN_TREE_CLONE
+    return f"copied as {must(428, -100, b'/', 0x8001) > 0}"  # OPEN_TREE_CLONE | AT_RECURSIVE
 
 
 @attack(Loot, stopped_by="seccomp", control=NAMESPACES)
@@ -158,7 +158,7 @@ def join_groups(target: Any) -> list[int]:
     return os.getgroups()
 
 
-@attack(SetUid, stopped_by="privileges", control="ordinary")
+@attack(SetUid, stopped_by="privileges", control=ORDINARY)
 def become_root_by_a_setuid_program(target: Any) -> str:
     """Start a program in the workspace that belongs to root and carries the set-user-ID bit."""
     return subprocess.run([target.program], capture_output=True, text=True, check=True).stdout
@@ -231,7 +231,7 @@ def a_port_that_only_root_may_have(target: Any) -> str:
 
 @attack(Loot, stopped_by="capabilities", control=NAMESPACES, runs="cell", paths=("zygote",))
 def the_firewall_of_its_network(target: Any) -> str:
-    """Reach the firewall's code by setsockopt, as CVE-2021-22555 did: it asks for a capability in the own network only."""
+    """Reach the firewall's code by setsockopt, as CVE-2021-22555 did; a capability in the own network is enough."""
     with socket.socket() as one:
         try:
             return repr(one.getsockopt(socket.SOL_IP, 64, 84))  # IPT_SO_GET_INFO
@@ -256,16 +256,15 @@ def change_the_rules_for_root(target: Any) -> str:
     return "changed"
 
 
-@attack(Loot, stopped_by="proc", control=NAMESPACES)
+@attack(Loot, stopped_by="pid", control=NAMESPACES)
 def write_a_setting_of_linux(target: Any) -> str:
-    """Write a setting below /proc/sys."""
-    value = read("/proc/sys/kernel/hostname")
-    with open("/proc/sys/kernel/hostname", "w") as file:
-        file.write(value)
+    """Allow itself namespaces again, by a setting that the root of a user namespace may write."""
+    with open("/proc/sys/user/max_user_namespaces", "w") as file:
+        file.write("100")
     return "written"
 
 
-@attack(Loot, stopped_by="proc", control=ROOT)
+@attack(Loot, stopped_by="pid", control=ROOT)
 def choose_what_handles_crashes(target: Any) -> str:
     """Name a program that Linux starts, as root and outside, whenever something crashes."""
     value = read("/proc/sys/kernel/core_pattern")

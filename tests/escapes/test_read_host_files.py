@@ -192,26 +192,26 @@ def what_others_do(target: Any) -> list[str]:
     return [name for name in os.listdir("/proc") if name.isdigit() and name not in mine][:20]
 
 
-@attack(Loot, stopped_by="proc", control=ROOT)
+@attack(Loot, stopped_by="pid", control=ROOT)
 def where_linux_lies_in_memory(target: Any) -> str:
     """Learn the addresses of Linux itself, which a later attack would need."""
     lines = [line for name in ("kallsyms", "timer_list", "iomem") for line in read(f"/proc/{name}").splitlines()]
     return "".join(line for line in lines if "ffffffff" in line[:20])[:200]
 
 
-@attack(Loot, stopped_by="proc")
+@attack(Loot, stopped_by="pid")
 def how_the_machine_was_booted(target: Any) -> str:
     """Read the boot parameters, where virtual machines are handed their tokens."""
     return read("/proc/cmdline")
 
 
-@attack(Loot, stopped_by="proc")
+@attack(Loot, stopped_by="pid")
 def when_somebody_types(target: Any) -> str:
     """Watch the machine's interrupt counters, which tick with every key that somebody presses."""
     return read("/proc/interrupts")[:200]
 
 
-@attack(Loot, stopped_by="proc")
+@attack(Loot, stopped_by="pid")
 def how_the_hardware_is_wired(target: Any) -> list[str]:
     """List the machine's buses and interrupts."""
     return os.listdir("/proc/bus") + os.listdir("/proc/irq")
