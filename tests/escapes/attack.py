@@ -81,6 +81,19 @@ def attacks_of(module: types.ModuleType) -> list[Attack]:
     return found
 
 
+def helper(function: Callable[[Any], Any], facts: dict[str, Any]) -> str:
+    """A program that runs the generator `function`: once, then again and again until its standard input ends."""
+    text = program(function, facts)
+    return text.replace(
+        f"'loot': {function.__name__}(_facts)",
+        f"'loot': next((_going := {function.__name__}(_facts)), 'over')",
+    ) + (
+        "\nimport select as _select, sys as _sys"
+        "\nwhile not _select.select([_sys.stdin], [], [], 0.01)[0]: next(_going, None)"
+        "\n_going.close()"
+    )
+
+
 def program(function: Callable[[Any], Any], facts: dict[str, Any]) -> str:
     """A program that runs `function` on `facts` and reports, in one line, what it got or what refused it."""
     lines: dict[str, str] = {}
@@ -106,6 +119,7 @@ def _gather(function: Callable[[Any], Any] | type, lines: dict[str, str]) -> Non
     code = function.__code__ if isinstance(function, types.FunctionType) else None
     where = vars(inspect.getmodule(function))
     for name in sorted(_names(code) if code is not None else _names_in(_source(function))):
+        assert not name.startswith("@"), f"{function.__name__} asserts, and pytest has rewritten that: raise instead"
         if name in lines or name not in where or name == function.__name__:
             continue
         value = where[name]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 from isolated_python.layers import cgroup
@@ -36,6 +36,18 @@ FOREIGN = [sys.executable, "-u", "-m", "ipykernel_launcher", "-f", "{connection_
 CONTROL = Resources(memory=1536 * MiB, processes=1024)
 
 CELL = """
+def _help(program):
+    import subprocess, sys
+    if not program:
+        _help.process.communicate()
+        return
+    command = [sys.executable, "-I", "-S", "-c", program]
+    _help.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for line in _help.process.stdout:
+        print(line)
+        if line.startswith("==="):
+            break
+
 def _attack(program, seconds):
     import subprocess, sys
     command = [sys.executable, "-I", "-S", "-c", program]
@@ -216,6 +228,25 @@ class Place:
         """Another kernel beside the attacker's: the host's pid of its process 1, and its workspace."""
         self.kernel("neighbour")
         return self.pids["neighbour"], self.workspace("neighbour")
+
+    def help(self, text: str, *, inside: bool) -> Said:
+        """Start a helper beside the attacker, in another kernel or as a plain process; an empty text ends it."""
+        if inside:
+            return Said.of(self.text(f"_help({text!r})", "neighbour"))
+        if text:
+            command = [sys.executable, "-I", "-S", "-c", text]
+            self.helper = self.start(command, stdin=subprocess.PIPE, cwd=self.workspace("outside"))
+            assert self.helper.stdout is not None
+            return Said.of(self._first_report(self.helper.stdout))
+        self.helper.communicate("")
+        return Said.of("")
+
+    @staticmethod
+    def _first_report(stream: IO[str]) -> str:
+        for line in stream:
+            if any(reported(line)):
+                return line
+        return ""
 
     def kernel_below(self, pid: int) -> int:
         """The host's pid of the kernel itself, which is the first child of process 1."""

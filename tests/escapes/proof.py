@@ -17,6 +17,7 @@ def prove(attack: Attack, place: Place, proven: set[tuple[str, str]]) -> None:
         proven.add((attack.name, life))
     with attack.target(place, attack, inside=True) as target:
         said = place.inside(attack, target.facts)
+        print(f"inside, {attack} got: {said}")
         harm = target.harm(said)
     assert said.ran, f"{attack} did not even try: {said}"
     assert not harm, f"{attack} succeeded: {harm}. The layer {attack.stopped_by} should stop it."

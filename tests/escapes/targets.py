@@ -6,6 +6,7 @@ A target is made afresh for each run, by the owner of the server, so the control
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import secrets
 import shutil
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
-from tests.escapes.attack import ROOT
+from tests.escapes.attack import ROOT, helper
 
 if TYPE_CHECKING:
     from tests.escapes.attack import Attack
@@ -120,6 +121,29 @@ class Loot(Target):
 
     def harm(self, said: Said) -> str:
         return f"it got {said.loot[:300]}" if said.loot not in ("", "None", "False", "[]", "{}", "0") else ""
+
+
+class Reached(Loot):
+    """System calls. The harm: one of them got to Linux. The control must reach every one that this Linux has."""
+
+    def harm(self, said: Said) -> str:
+        names = [name for name, *_ in self.attack.facts["calls"]]
+        reached = json.loads(said.loot or "[]")
+        if self.inside:
+            return f"Linux answered {', '.join(reached)}" if reached else ""
+        missing = {*names} - {*reached} - NOT_EVERYWHERE
+        return f"Linux answered {', '.join(reached)}" if reached and not missing else ""
+
+
+# What a Linux can be built without, or be too old for; where it is so, the call proves nothing and costs nothing.
+NOT_EVERYWHERE = {
+    *("init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "iopl", "ioperm"),
+    *("statmount", "listmount", "open_tree_attr", "quotactl_fd", "set_mempolicy_home_node", "modify_ldt"),
+    *("futex_wake", "futex_wait", "futex_requeue", "lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules"),
+    *("mseal", "setxattrat", "getxattrat", "listxattrat", "removexattrat", "cachestat", "file_getattr", "file_setattr"),
+    *("sysfs", "ustat", "pkey_mprotect", "pkey_free", "ARCH_GET_UNTAG_MASK", "ARCH_SET_CPUID"),
+    *("PR_GET_TID_ADDRESS", "PR_GET_SPECULATION_CTRL", "acct", "swapon", "swapoff", "landlock_restrict_self"),
+}
 
 
 class Untouched(Target):
@@ -297,6 +321,41 @@ held = open("/tmp/secret.txt")
 kept = {token!r}
 os.environ["SECRET"] = kept
 """
+
+
+class Accomplice(Target):
+    """Somebody in another kernel who wants to be heard. The harm: a word of theirs got through.
+
+    For the control both are plain processes of the same owner.
+    """
+
+    def prepare(self) -> None:
+        self.shared = Path(sysconfig.get_path("purelib")) / f"isolated_test_{secrets.token_hex(4)}.txt"
+        self.shared.write_text("x" * 8192)
+        self.shared.chmod(0o644)
+        self.place.belongs_to_owner(self.shared)
+        self.facts = {"shared": str(self.shared), "token": self.token, "number": secrets.randbelow(1 << 30) + 1}
+        assert self.attack.accomplice is not None
+        said = self.place.help(helper(self.attack.accomplice, self.facts), inside=self.inside)
+        # The token is what the accomplice says; the attacker must hear it, not know it.
+        del self.facts["token"]
+        assert self.inside or said.loot, f"the accomplice of {self.attack} cannot speak even outside: {said}"
+
+    def remove(self) -> None:
+        self.place.help("", inside=self.inside)
+        self.shared.unlink()
+
+    def harm(self, said: Said) -> str:
+        return "a word got through" if self.token in said.loot or said.loot == "heard" else ""
+
+
+class Namespace(Target):
+    """A namespace of the neighbour's; for the control, of the test's. The harm: it is shared."""
+
+    def harm(self, said: Said) -> str:
+        kind = self.attack.facts["kind"]
+        other = self.place.kernel_below(self.place.neighbour()[0]) if self.inside else os.getpid()
+        return f"both are in {said.loot}" if said.loot == os.readlink(f"/proc/{other}/ns/{kind}") else ""
 
 
 class Memory(Target):
