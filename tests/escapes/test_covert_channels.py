@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import mmap
 import os
 import pty
 import select
@@ -119,7 +120,7 @@ def by_watching_all_files(target: Any) -> str:
     return "heard" if select.select([watch], [], [], 1)[0] else ""
 
 
-@attack(Accomplice, stopped_by="seccomp", accomplice=opens_it_often)
+@attack(Accomplice, stopped_by="overlay", accomplice=opens_it_often)
 def by_what_is_in_the_page_cache(target: Any) -> str:
     """Throw a file out of memory, and see by a read that does not wait that the accomplice has read it again."""
     with open(target.shared, "rb") as file:
@@ -133,6 +134,27 @@ def by_what_is_in_the_page_cache(target: Any) -> str:
                 continue
             return "heard"
     return ""
+
+
+@attack(Accomplice, stopped_by="identity", accomplice=opens_it_often)
+def by_what_is_mapped_from_the_page_cache(target: Any) -> str:
+    """The same by mincore, which says whether a mapped page is in memory."""
+    with open(target.shared, "rb") as file:
+        page = mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        address = libc.mmap(None, 4096, 1, 1, file.fileno(), 0)
+        there = ctypes.create_string_buffer(1)
+        seen = set()
+        for _ in range(100):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            must(27, address, 4096, there)
+            seen.add(there.raw[0] & 1)
+            select.select([], [], [], 0.03)
+            must(27, address, 4096, there)
+            seen.add(there.raw[0] & 1)
+        page.close()
+    return "heard" if len(seen) == 2 else ""
 
 
 def reads_it_once(target: Any) -> Iterator[str]:
