@@ -6,7 +6,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -65,7 +65,7 @@ class Places:
                 (person.home / "root").mkdir(mode=0o700, exist_ok=True)
                 left_open = left_open_folder(person.home / "root" if root else person.home, self.token)
                 self.stack.callback(os.close, left_open)
-                server = self.stack.enter_context(contextmanager(serve)(root, person, more, (left_open,)))
+                server = self.stack.enter_context(serve(root, person, left_open=(left_open,), **more))
                 self.left_open[combination.life] = left_open
                 self.servers[combination.life] = (server, person)
             server, person = self.servers[combination.life]  # type: ignore[misc]

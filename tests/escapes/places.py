@@ -212,7 +212,7 @@ class Place:
                 wanted["layers"] = {**wanted.get("layers", {}), self.without: "off"}
             values: dict[str, Any] = {"profile": self.combination.profile}
             if self.combination.path == "exec":
-                values["argv"] = FOREIGN
+                values["spec"] = {"argv": FOREIGN}
             folder = self.workspace("neighbour" if key == "neighbour" else "attacker")
             self.pids[key] = self.server.start(name, wanted, cwd=str(folder), **values)["pid"]
             self.running[key] = name

@@ -31,8 +31,8 @@ def _here(folder: int) -> int:
 def detached(folder: int, *, writable: bool, uid: int | None) -> int:
     """A mount of the open `folder`. With `uid`, what the folder's owner owns on disk belongs to `uid` in the mount.
 
-    An ordinary user may not leave out what is mounted below the folder; where owners are translated it is left out, since
-    another file system may be unable to translate. Raises LaunchError where this one is.
+    An ordinary user may not leave out what is mounted below the folder; where owners are translated it is left out,
+    since another file system may be unable to translate. Raises LaunchError where this one is.
     """
     here = _here(folder)
     try:
