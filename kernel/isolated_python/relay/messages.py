@@ -13,13 +13,16 @@ from isolated_python.relay import zmtp
 
 DELIMITER = b"<IDS|MSG>"
 LONGEST_ID = 64  # characters of a message's id that we repeat to others
+# Of a request's header, what is repeated as the parent of a kernel's last word: texts, up to this length each.
+HEADER = ("msg_id", "msg_type", "session", "username", "date", "version", "subshell_id")
+LONGEST = 1000  # characters
 
 
 class Cells:
     """Follows the cells of one kernel: asked on shell, busy until iopub says idle."""
 
     def __init__(self) -> None:
-        self.running: dict[str, Any] | None = None  # the header of the request
+        self.running: dict[str, str] | None = None  # the header of the request
         self.topic, self.session = b"kernel", ""
 
     def asked(self, frames: list[bytes]) -> str:
@@ -27,18 +30,21 @@ class Cells:
         header = _part(frames, 2)
         if header.get("msg_type") != "execute_request":
             return ""
-        self.running = header
-        return printable(header.get("msg_id"))
+        self.running = {name: header[name] for name in HEADER if _is_text(header.get(name))}
+        return printable(self.running.get("msg_id", ""))
 
     def published(self, frames: list[bytes]) -> bool:
         """A message of the kernel on iopub. True: the running cell has ended."""
         if not frames or not frames[0].endswith(b".status"):
             return False
         self.topic = frames[0][: -len(b".status")][:200]
-        self.session = str(_part(frames, 2).get("session", ""))[:100]
+        session = _part(frames, 2).get("session")
+        self.session = session[:100] if isinstance(session, str) else ""
         parent, content = _part(frames, 3), _part(frames, 5)
         running = self.running
-        if running and content.get("execution_state") == "idle" and parent.get("msg_id") == running.get("msg_id"):
+        if running is None or content.get("execution_state") != "idle":
+            return False
+        if parent.get("msg_id") == running.get("msg_id"):
             self.running = None
             return True
         return False
@@ -84,5 +90,10 @@ def _part(frames: list[bytes], place: int) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def printable(value: object) -> str:
-    return "".join(letter for letter in str(value)[:LONGEST_ID] if letter.isprintable())
+def _is_text(value: object) -> bool:
+    """Anything else may be nested deeper than Python can write it down again."""
+    return isinstance(value, str) and len(value) <= LONGEST
+
+
+def printable(text: str) -> str:
+    return "".join(letter for letter in text[:LONGEST_ID] if letter.isprintable())

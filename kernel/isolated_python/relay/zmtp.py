@@ -115,16 +115,14 @@ class Walk:
                 self._tear()
                 through = len(held)
                 break
-            if self.inspect is not None and not self.torn:
+            if self.size > WHOLE:  # also where it has come in one piece: what is seen hangs on no accident of reading
+                self._tear()
+            elif self.inspect is not None:
                 self.seen.append(bytes(held[body : body + length]))
             self.scanned = body + length
             if not flags & MORE:
                 self._end()
-                through = self.scanned
-            elif self.size > WHOLE:
-                self._tear()
-                through = self.scanned
-            elif self.torn:
+            if self.torn or not flags & MORE:
                 through = self.scanned
         out = bytes(held[:through])
         del held[:through]
