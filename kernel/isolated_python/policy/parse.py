@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from isolated_python.errors import ProfileError
 from isolated_python.policy import units
@@ -23,6 +23,7 @@ from isolated_python.policy.profile import (
     Strictness,
     Workspace,
 )
+from isolated_python.policy.units import shown
 
 UNLIMITED = "unlimited"
 CARRIERS = ("user", "mount")  # layers that all others stand on
@@ -45,15 +46,20 @@ TAKEN = (
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
+MOST = 1 << 31  # what Linux counts processes, descriptors and frames with
+
+
 def whole(key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ProfileError(f"{key} = {value!r} is not a whole number above 0", remedy="write one, such as 256")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < MOST:
+        raise ProfileError(
+            f"{key} = {shown(value)} is not a whole number from 1 to {MOST - 1}", remedy="write one, such as 256"
+        )
     return value
 
 
 def number(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ProfileError(f"{key} = {value!r} is not a number above 0", remedy="write one, such as 1.5")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST:  # no nan, no inf
+        raise ProfileError(f"{key} = {shown(value)} is not a number above 0", remedy="write one, such as 1.5")
     return float(value)
 
 
@@ -79,7 +85,7 @@ def one_of(*known: str) -> Callable[[str, object], str]:
     def read(key: str, value: object) -> str:
         if value not in known:
             raise ProfileError(
-                f"{key} = {value!r} is not known", remedy=f"write one of {', '.join(known)}{nearest(value, known)}"
+                f"{key} = {shown(value)} is not known", remedy=f"write one of {', '.join(known)}{nearest(value, known)}"
             )
         return str(value)
 
@@ -96,9 +102,9 @@ def _mount(key: str, item: Mapping[str, Any]) -> Mount:
     _known(key, item, ("source", "target", "writable"))
     for name in ("source", "target"):
         path = item.get(name)
-        if not isinstance(path, str) or not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
+        if not is_text(path) or not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
             raise ProfileError(
-                f"{key}.{name} = {path!r} is not a plain absolute path",
+                f"{key}.{name} = {shown(path)} is not a plain absolute path",
                 remedy="write it without .. and without a slash at its end",
             )
     target = item["target"]
@@ -106,11 +112,12 @@ def _mount(key: str, item: Mapping[str, Any]) -> Mount:
         target == place or target.startswith(place + "/") or place.startswith(target + "/") for place in TAKEN
     ):
         raise ProfileError(
-            f"{key}.target = {target!r} is a place of the sandbox's own", remedy="choose another, such as /data/course"
+            f"{key}.target = {shown(target)} is a place of the sandbox's own",
+            remedy="choose another, such as /data/course",
         )
     if not isinstance(item.get("writable", False), bool):
         raise ProfileError(
-            f"{key}.writable = {item['writable']!r} is neither true nor false", remedy="write writable = true"
+            f"{key}.writable = {shown(item['writable'])} is neither true nor false", remedy="write writable = true"
         )
     return Mount(item["source"], target, item.get("writable", False))
 
@@ -123,13 +130,13 @@ def reach(key: str, value: object) -> tuple[str, ...]:
         bare = host.removeprefix("*.")
         if "*" in bare or "." not in bare or not bare:
             raise ProfileError(
-                f"{key}: {host!r} is too broad", remedy="name hosts, or *.example.edu for those of one domain"
+                f"{key}: {shown(host)} is too broad", remedy="name hosts, or *.example.edu for those of one domain"
             )
         try:
             ipaddress.ip_address(bare)
         except ValueError:
             continue
-        raise ProfileError(f"{key}: {host!r} is an address and not a name", remedy="name the host")
+        raise ProfileError(f"{key}: {shown(host)} is an address and not a name", remedy="name the host")
     if value:
         raise ProfileError(f"{key}: hosts cannot be granted yet", remedy="remove the key; the kernel has no network")
     return ()
@@ -141,9 +148,14 @@ def modules(key: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def is_text(value: object) -> TypeGuard[str]:
+    """JSON can carry halves of letters, which no file name and no terminal can."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def text(key: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise ProfileError(f"{key} = {value!r} is not a text", remedy="write it in quotes")
+    if not is_text(value):
+        raise ProfileError(f"{key} = {shown(value)} is not a text", remedy="write it in quotes")
     return value
 
 
@@ -231,11 +243,13 @@ def _known(table: str, given: Mapping[str, Any], known: Any) -> None:
     for key in given:
         if key not in known:
             where = f"{table}.{key}" if table else str(key)
+            where = where if where.isascii() and len(where) < 80 else shown(where)
             raise ProfileError(
-                f"the key {where} is not known", remedy=f"the keys here are {', '.join(known)}{nearest(key, known)}"
+                f"the key {where} is not known",
+                remedy=f"the keys here are {', '.join(known)}{nearest(key, known)}",
             )
 
 
 def nearest(word: object, known: Any) -> str:
-    near = difflib.get_close_matches(str(word), [*known], 1)
+    near = difflib.get_close_matches(word[:80], [*known], 1) if isinstance(word, str) else []
     return f"; did you mean {near[0]}?" if near else ""

@@ -120,7 +120,7 @@ def read(path: Path) -> Profile:
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{path} is not TOML: {error}", remedy="mend that line") from None
+    except (ValueError, RecursionError) as error:  # also what tomllib lets pass: numbers and lists without end
+        raise ProfileError(f"{path} is not TOML: {str(error)[:200]}", remedy="mend that line") from None
     except OSError as error:
         raise ProfileError(f"{path} cannot be read: {error.strerror}", remedy="check the path") from None
