@@ -5,6 +5,7 @@
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 NOTEBOOK ?= notebooks/01-first-steps.ipynb
 ARGS ?=
+SECONDS ?= 60
 
 # Tests run commands as an ordinary user, who must be able to reach the interpreter. Root's checkout may lie where only
 # root can look, so the test venv is then made in a place that is open.
@@ -22,7 +23,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-upstream test-vm test-all lint types contracts bench clean wheel
+.PHONY: help run test fuzz test-upstream test-vm test-all lint types contracts bench clean wheel
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +76,10 @@ $(UPSTREAM)/.installed: .cache/wheel/.built tests/upstream/requirements.txt
 
 test: $(TEST)/.installed ## All tests, once, on the built wheel (ARGS=… for pytest)
 	$(TEST)/bin/python -P -m pytest -q tests $(ARGS) </dev/null
+
+fuzz: $(TEST)/.installed ## Every parser that meets hostile bytes, SECONDS each (ARGS=… names some)
+	@$(TEST)/bin/pip install -q "atheris>=3" || echo "atheris cannot be had here: hypothesis goes on alone" >&2
+	$(TEST)/bin/python -P tests/fuzz/run.py --seconds $(SECONDS) $(ARGS) </dev/null
 
 test-upstream: $(UPSTREAM)/.installed ## Other people's suites, in the sandbox (ARGS=… names suites, --stock)
 	$(UPSTREAM)/bin/python tests/upstream/run.py $(ARGS) </dev/null

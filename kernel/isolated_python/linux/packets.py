@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from isolated_python.errors import ProtocolError
 
 LARGEST = 1 << 17  # bytes of one message
 MOST_DESCRIPTORS = 64
+_DESCRIPTOR = 4  # bytes of one
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -30,7 +32,10 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 
     Raises ProtocolError where the peer sent anything but one JSON object of at most LARGEST bytes.
     """
-    encoded, descriptors, flags, _ = socket.recv_fds(peer, LARGEST + 1, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds: that of Python 3.11 forgets its flags, and what is received would survive an execve.
+    space = socket.CMSG_SPACE(MOST_DESCRIPTORS * _DESCRIPTOR)
+    encoded, ancillary, flags, _ = peer.recvmsg(LARGEST + 1, space, socket.MSG_CMSG_CLOEXEC)
+    descriptors = _descriptors(ancillary)
     if not encoded and not descriptors:
         return None, []
     try:
@@ -44,3 +49,11 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
             os.close(descriptor)
         raise error if isinstance(error, ProtocolError) else ProtocolError("a message is not JSON") from None
     return message, descriptors
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    received = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            received.frombytes(data[: len(data) - len(data) % _DESCRIPTOR])
+    return received.tolist()
