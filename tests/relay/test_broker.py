@@ -374,3 +374,20 @@ def test_what_is_malformed_ends_its_connection_and_no_other(relay: Relay, name: 
         assert str(event["rule"]).endswith(f"({side})")
         bystander.sendall(message(b"still", b"here"))
         assert exactly(its_kernel, len(message(b"still", b"here"))) == message(b"still", b"here")
+
+
+def test_a_kernel_that_floods_and_hangs_up_costs_no_time(relay: Relay) -> None:
+    """It is over its rate, so nobody listens to it until the second is over; nor does its end keep the relay busy."""
+    relay.open(output_messages=10)
+    client, kernel = relay.pair("iopub")
+    used = psutil.Process(relay.pid)
+    with client:
+        with kernel:
+            kernel.sendall(b"\0\x01x" * 1000)
+            before = sum(used.cpu_times()[:2])
+        assert relay.event()["rule"] == "output rate"
+        assert client.recv(3000, socket.MSG_WAITALL) == b"\0\x01x" * 1000
+        client.settimeout(0.8)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+    assert sum(used.cpu_times()[:2]) - before < 0.3

@@ -249,7 +249,11 @@ class Broker:
             return
         number = CHANNELS.index(link.channel)
         if kernel.target["kind"] == "unix":
-            inside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                inside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            except OSError:  # no descriptor is left
+                self.close(link)
+                return
             address: Any = kernel.target["paths"][number]
         else:
             if len(kernel.sockets) < FEW and not kernel.wanted:
@@ -353,7 +357,7 @@ class Broker:
     def write(self, end: End, data: bytes) -> None:
         if not end.open:
             return
-        if not end.out:
+        if not end.out and not (end.other is not None and end.other.piped):  # what is in the pipe comes first
             try:
                 sent = end.socket.send(data, socket.MSG_NOSIGNAL)
             except BlockingIOError:
