@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 Do = Callable[[], None]
+LONGEST = 3600.0  # seconds of one wait: poll(2) takes no number that is larger than an int of milliseconds
 
 
 class Loop:
@@ -63,7 +64,7 @@ class Loop:
     def run(self) -> None:
         """For ever. What is called may raise SystemExit."""
         while True:
-            wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+            wait = min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST) if self._timers else None
             for key, _ in self._selector.select(wait):
                 if self._selector.get_map().get(key.fd) is key:  # not ignored by one that came before it
                     key.data()

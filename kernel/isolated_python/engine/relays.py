@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -18,6 +19,18 @@ from isolated_python.linux import packets
 
 MOST_ENDS = 20  # within a minute, before we take it that no relay can live
 LAST_WORDS = 1.0  # seconds that it has to tell a cell why its kernel died
+PATIENCE = 5.0  # seconds for it to take an order, before another relay has to
+
+# What it may tell, and of which types; it faces hostile bytes, so that it may be in hostile hands.
+EVENTS: dict[str, dict[str, type]] = {
+    "ready": {},
+    "inserted": {"kernel": str},
+    "want": {"kernel": str, "count": int},
+    "refused": {"kernel": str, "channel": str, "rule": str, "count": int},
+    "activity": {"kernel": str, "msg_id": str},
+    "idle": {"kernel": str},
+}
+LONGEST = 200  # characters of a text that it tells
 
 Event = dict[str, Any]
 
@@ -54,11 +67,12 @@ class Relay:
 
     def _start(self) -> None:
         self._socket, theirs = packets.pair()
+        self._socket.settimeout(PATIENCE)
         program = f"import sys; sys.path.insert(0, {zygotes.ROOT!r}); "
         program += "from isolated_python.relay.broker import main; main()"
         argv = [sys.executable, "-I", "-S", "-c", program]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-        pid = spawn(argv, environment, {3: theirs.fileno(), 4: self._kernels})
+        pid = self._pid = spawn(argv, environment, {3: theirs.fileno(), 4: self._kernels})
         theirs.close()
         bpf = os.memfd_create("filter", os.MFD_CLOEXEC)
         os.write(bpf, self._filter)
@@ -73,6 +87,7 @@ class Relay:
         """Start another, and hand it every door: clients connect again by themselves, kernels never notice."""
         if self._socket is not one:
             return
+        self._pid = 0
         self._loop.ignore(one)
         one.close()
         self._tell("relay-ended")
@@ -91,6 +106,8 @@ class Relay:
             packets.send(self._socket, {"verb": verb, "kernel": kernel, **values}, descriptors)
         except OSError as error:  # its end is noticed, and another one started
             self._tell("relay-deaf", error=str(error))
+            if self._pid:
+                os.kill(self._pid, signal.SIGKILL)
 
     def _hear(self) -> None:
         try:
@@ -101,10 +118,12 @@ class Relay:
             os.close(descriptor)
         if message is None:
             self._loop.ignore(self._socket)  # its end is dealt with when the process has ended
-        elif message.get("event") == "inserted":
-            self._told(str(message.get("kernel")))
-        else:
-            self._heard(str(message.get("kernel")), message)
+            return
+        event = understood(message)
+        if event.get("event") == "inserted":
+            self._told(event["kernel"])
+        elif "kernel" in event:
+            self._heard(event["kernel"], event)
 
     # ---- the client side of a kernel -------------------------------------------------------------------------------
 
@@ -155,6 +174,19 @@ class Relay:
         for name in [*self._doors]:
             self.close(name)
         self._socket.close()
+
+
+def understood(message: Event) -> Event:
+    """What of a message is in EVENTS, texts cut to LONGEST; empty where it is none of them."""
+    kind = message.get("event")
+    wanted = EVENTS.get(kind) if isinstance(kind, str) else None
+    if wanted is None or not all(type(message.get(name)) is of for name, of in wanted.items()):
+        return {}
+    values = {name: message[name] for name in wanted}
+    return {
+        "event": kind,
+        **{key: value[:LONGEST] if isinstance(value, str) else value for key, value in values.items()},
+    }
 
 
 def listener(path: str, owner: int | None = None) -> socket.socket:

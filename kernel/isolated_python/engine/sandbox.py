@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from isolated_python.engine.loop import Loop
 from isolated_python.engine.refusals import Refusals
 from isolated_python.engine.words import Words
 from isolated_python.engine.zygotes import Zygote
-from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError
+from isolated_python.errors import HostError, LaunchError, ProtocolError
 from isolated_python.launcher.enter import enter
 from isolated_python.layers import cgroup
 from isolated_python.layers.catalogue import Plan
@@ -84,7 +85,7 @@ class Sandbox:
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._words = Words(shared.loop)
         self._refusals: Refusals | None = None
-        self._targeted = False
+        self._targeted = self._sockets_wanted = False
         self._cause = ""  # why we ended it ourselves, or why it never stood
         shared.incarnations += 1
 
@@ -111,6 +112,7 @@ class Sandbox:
             self._open_door()
         else:
             self._handover, theirs = packets.pair()
+            self._handover.setblocking(False)
             self._descriptors["handover"] = theirs.detach()
             self._shared.loop.listen(self._handover, self._hear_of_handover)
         folder = self._shared.folder
@@ -164,51 +166,68 @@ class Sandbox:
             self._descriptors[f"mount-{number}"] = tree
 
     def _hear(self) -> None:
-        """A message of process 1, or of the kernel before its first cell: our own code, but watched all the same."""
+        """A message of process 1, or of the kernel before its first cell.
+
+        It comes from a child of a zygote, which has imported whatever an environment contains: it may say anything,
+        and the worst it can reach is its own end.
+        """
+        descriptors: list[int] = []
         try:
             if self.state == "asked":
                 self._born()
                 return
             message, descriptors = packets.receive(self._channel)
-        except (ConnectionError, ProtocolError):
-            message, descriptors = None, []
-        except (OSError, IsolatedPythonError) as error:
-            self.fail(str(error))
-            return
-        if message is None:
+            if message is None:
+                self._shared.loop.ignore(self._channel)
+            else:
+                self._understand(message, descriptors)
+        except (ConnectionError, ProtocolError) as error:
             self._shared.loop.ignore(self._channel)
-            return
+            if self.state == "asked":
+                self.fail(str(error))
+        except Exception as error:
+            self.fail(_line(str(error)) or type(error).__name__)
+        finally:
+            _close(descriptors)
+
+    def _understand(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        """Descriptors that are kept are taken out of the list."""
         match message.get("event"), self.state:
             case "failed", _:
-                self.fail(str(message.get("reason"))[:1000])
+                reason = message.get("reason")
+                self.fail(_line(reason) if isinstance(reason, str) else "it does not say why")
             case "confined", "born":
                 self.state = "confined"
                 if descriptors:
-                    listener = descriptors.pop()
-                    self._refusals = Refusals(self._shared.loop, listener, self._shared.call_name, self._refused)
+                    # Any descriptor may come for a listener: what cannot be listened to ends this sandbox alone.
+                    self._refusals = Refusals(self._shared.loop, descriptors[-1], self._shared.call_name, self._refused)
+                    descriptors.pop()
             case "running", "confined" if not self._spare:
                 self._runs()
                 self.target()
-            case "sockets", "running" if self._targeted:
-                self._shared.relay.ask("sockets", self.name, descriptors)
-            case "sockets", "running":
-                self._targeted = True
-                self._shared.relay.ask("target", self.name, descriptors, kind="inet", ports=self._order["ports"])
-        _close(descriptors)
+            case "sockets", "running" if self._sockets_wanted and not self._paths:
+                self._sockets_wanted = False
+                if not all(map(_is_socket, descriptors)):
+                    raise LaunchError("process 1 sent something else for sockets")
+                if self._targeted:
+                    self._shared.relay.ask("sockets", self.name, descriptors)
+                else:
+                    self._targeted = True
+                    self._shared.relay.ask("target", self.name, descriptors, kind="inet", ports=self._order["ports"])
 
     def _born(self) -> None:
         """The first message carries, by Linux's own word, the pid of its sender. unix(7), SCM_CREDENTIALS"""
         space = socket.CMSG_SPACE(12)
         encoded, ancillary, _, _ = self._channel.recvmsg(1 << 14, space, socket.MSG_CMSG_CLOEXEC)
         if b'"failed"' in encoded or not encoded:
-            reason = json.loads(encoded)["reason"] if encoded else "its zygote ended; see the server's log"
-            raise LaunchError(str(reason)[:1000])
+            raise LaunchError(_reason(encoded) if encoded else "its zygote ended; see the server's log")
         pid = next((struct.unpack("iii", data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0)
         # A child of ours that nobody has reaped keeps its pid: from here on there is no race.
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if self._shared.taken(pid):
             raise LaunchError("a zygote sent a process that is another's")
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        self._channel.setblocking(False)  # nobody in there makes us wait
         self.pid, self.state = pid, "born"
         self._pidfd = self._shared.loop.at_end(pid, self._ended)
         outside = (self._uid, self._uid) if self._uid is not None else (os.getuid(), os.getgid())
@@ -235,7 +254,7 @@ class Sandbox:
         if error:
             self.fail(f"it could not be put into its cgroup: {error}")
         else:
-            packets.send(self._channel, {"joined": True})
+            self._tell({"joined": True})
 
     def _runs(self) -> None:
         self.state = "running"
@@ -275,15 +294,19 @@ class Sandbox:
         if not done or self._handover is None:
             self.fail("its workspace could not be mounted; the server's log says why")
         elif self.state == "waiting":
-            packets.send(self._handover, self._program())
-            self._runs()
+            try:
+                packets.send(self._handover, self._program())
+            except OSError as error:
+                self.fail(f"it does not take over: {error}")
+            else:
+                self._runs()
 
     def _hear_of_handover(self) -> None:
-        """From the kernel: that it waits, and that it has taken over; before its first cell, so our own code."""
+        """From the kernel: that it waits, and that it has taken over. What it says else ends nothing but itself."""
         assert self._handover is not None
         try:
             message, descriptors = packets.receive(self._handover)
-        except (ConnectionError, ProtocolError):
+        except (OSError, ProtocolError):
             message, descriptors = None, []
         _close(descriptors)
         match message and message.get("event"), self.state:
@@ -328,7 +351,17 @@ class Sandbox:
     def give_sockets(self, count: int) -> None:
         """Have process 1 make sockets in its network, for the relay to connect to a kernel that binds ports there."""
         if self.state == "running":
-            packets.send(self._channel, {"sockets": count})
+            self._sockets_wanted = True
+            self._tell({"sockets": count})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        """To process 1; nothing where it has gone already."""
+        try:
+            packets.send(self._channel, message)
+        except BlockingIOError:
+            self.fail("its process 1 does not listen")
+        except OSError:  # its end is noticed
+            pass
 
     def _refused(self, call: str, count: int) -> None:
         self._shared.log.write("call-refused", kernel=self.name, call=call, count=count, cell=self.cell)
@@ -340,7 +373,7 @@ class Sandbox:
         if number == signal.SIGKILL:
             self.kill()
         elif self.state == "running":
-            packets.send(self._channel, {"signal": number})
+            self._tell({"signal": number})
 
     def kill(self) -> None:
         """The end of process 1 is the end of all its processes."""
@@ -349,6 +382,13 @@ class Sandbox:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+
+    def forget(self) -> None:
+        """Nobody wants it any more: also where its zygote has not given birth to it yet."""
+        if self._pidfd < 0 and self.state == "asked":
+            self.fail("it was given up before it was born")
+        else:
+            self.kill()
 
     def fail(self, cause: str) -> None:
         """It cannot stand, or not any longer."""
@@ -439,6 +479,27 @@ class Sandbox:
     def _close_descriptors(self) -> None:
         _close([*self._descriptors.values()])
         self._descriptors.clear()
+
+
+def _line(text: str) -> str:
+    return " ".join(text[:1000].split())
+
+
+def _reason(encoded: bytes) -> str:
+    """What a child says that could not be made."""
+    try:
+        return _line(json.loads(encoded)["reason"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "its zygote says nothing that we understand"
+
+
+def _is_socket(descriptor: int) -> bool:
+    """Whether it can connect in the network of a kernel: anything else would end the relay's patience, or itself."""
+    about = os.fstat(descriptor)
+    if not stat.S_ISSOCK(about.st_mode):
+        return False
+    with socket.socket(fileno=os.dup(descriptor)) as one:
+        return (one.family, one.type) == (socket.AF_INET, socket.SOCK_STREAM)
 
 
 def _close(descriptors: list[int]) -> None:

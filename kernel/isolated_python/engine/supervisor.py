@@ -31,6 +31,8 @@ from isolated_python.linux import mount, namespaces, packets, prctl
 from isolated_python.policy.profile import Profile
 
 VISITS = "visits"  # the socket in our folder where the command line may call
+PAGE = 64  # kernels in one answer to `list`
+MOST_NAMED = 20  # refused calls of one kernel that are named there
 FOLDERS = ("clients", "kernels")  # of sockets: of those outside, and of those inside
 
 Request = dict[str, Any]
@@ -110,9 +112,9 @@ class Supervisor:
         self.sandboxes[name] = sandbox
         try:
             begin()
-        except (OSError, IsolatedPythonError) as error:
-            reply(error if isinstance(error, IsolatedPythonError) else LaunchError(str(error)))
-            sandbox.fail(str(error))
+        except Exception as error:
+            reply(error if isinstance(error, IsolatedPythonError) else LaunchError(str(error) or repr(error)))
+            sandbox.fail(str(error) or repr(error))
 
     def _make_ahead(self, request: Request, stands: Callable[[Sandbox], None]) -> Sandbox:
         """Begin a sandbox that belongs to nobody yet."""
@@ -123,8 +125,8 @@ class Supervisor:
         self.sandboxes[sandbox.name] = sandbox
         try:
             sandbox.start([], lambda: self._zygote(request, profile, made))
-        except (OSError, IsolatedPythonError) as error:
-            sandbox.fail(str(error))
+        except Exception as error:
+            sandbox.fail(str(error) or repr(error))
         return sandbox
 
     def signal(self, request: Request, descriptors: list[int], reply: Reply) -> None:
@@ -138,13 +140,14 @@ class Supervisor:
         assert self.shared is not None
         sandbox = self.sandboxes.get(request["kernel"])
         if sandbox is not None:
-            sandbox.kill()
+            sandbox.forget()
         self.shared.relay.close(request["kernel"])
         reply()
 
     def report(self, request: Request, descriptors: list[int], reply: Reply) -> None:
-        kernels = []
-        for sandbox in self.sandboxes.values():
+        """What runs, PAGE at a time from the number `start` on: an answer has a bound, and a site many kernels."""
+        kernels, start = [], int(request.get("start", 0))
+        for sandbox in [*self.sandboxes.values()][start : start + PAGE]:
             usage = sandbox.group.usage() if sandbox.group is not None else None
             kernels.append(
                 {
@@ -156,10 +159,10 @@ class Supervisor:
                     "processes": usage.processes if usage else None,
                     "cpu_seconds": usage.cpu_seconds if usage else None,
                     "weakened": sandbox.plan.notes,
-                    "refused": sandbox.refused,
+                    "refused": dict(sorted(sandbox.refused.items(), key=lambda item: -item[1])[:MOST_NAMED]),
                 }
             )
-        reply(kernels=kernels)
+        reply(kernels=kernels, total=len(self.sandboxes))
 
     REQUESTS: ClassVar[dict[str, Callable[..., None]]] = {
         "hello": hello,
@@ -177,7 +180,7 @@ class Supervisor:
         request, descriptors = _request(self.server)
         if request is None:
             raise SystemExit(0)
-        verb = self.REQUESTS.get(str(request.get("verb")))
+        verb = self.REQUESTS.get(_word(request.get("verb")))
         if (self.shared is None) != (verb is Supervisor.hello):
             verb = None  # hello is the first, and only the first
         self._answer(request, descriptors, verb, self._tell_server)
@@ -189,6 +192,7 @@ class Supervisor:
         if uid not in (0, os.getuid()):
             visitor.close()
             return
+        visitor.setblocking(False)  # who does not take an answer gets none
 
         def visit() -> None:
             request, descriptors = _request(visitor)
@@ -196,7 +200,7 @@ class Supervisor:
                 self.loop.ignore(visitor)
                 visitor.close()
                 return
-            verb = self.VISITS.get(str(request.get("verb")))
+            verb = self.VISITS.get(_word(request.get("verb")))
             self._answer(request, descriptors, verb, lambda message: _tell(visitor, message))
 
         self.loop.listen(visitor, visit)
@@ -211,16 +215,22 @@ class Supervisor:
             nonlocal answered
             if not answered:
                 answered = True
-                tell({"id": number, **(error.to_wire() if error else values)})
+                try:
+                    tell({"id": number, **(error.to_wire() if error else values)})
+                except ProtocolError as large:
+                    tell({"id": number, **large.to_wire()})
 
         try:
+            if not isinstance(number, int | None):
+                number = None
+                raise RequestError("the id of a request is no number")
             if verb is None:
-                raise RequestError(f"there is no request {str(request.get('verb'))[:40]!r} in this state")
+                raise RequestError(f"there is no request {_word(request.get('verb'))!r} in this state")
             verb(self, request, descriptors, reply)
         except IsolatedPythonError as error:
             reply(error)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            reply(LaunchError(f"{type(error).__name__}: {error}"))
+        except Exception as error:  # one request that cannot be served must not end every kernel
+            reply(LaunchError(f"{type(error).__name__}: {error}"[:1000]))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -309,12 +319,12 @@ class Supervisor:
         sandbox = self.sandboxes.get(name)
         match event.get("event"):
             case "want" if sandbox is not None:
-                sandbox.give_sockets(int(event["count"]))
+                sandbox.give_sockets(event["count"])
             case "refused":
-                values = {key: event.get(key) for key in ("channel", "rule", "count")}
+                values = {key: event[key] for key in ("channel", "rule", "count")}
                 self.log.write("relay-refused", kernel=name, **values)
             case "activity" if sandbox is not None:
-                sandbox.cell = str(event.get("msg_id"))[:64]
+                sandbox.cell = event["msg_id"]
 
     def _relay_replaced(self) -> None:
         for sandbox in self.sandboxes.values():
@@ -363,6 +373,10 @@ def _request(peer: socket.socket) -> tuple[Request | None, list[int]]:
         return packets.receive(peer)
     except (ConnectionError, ProtocolError):
         return None, []
+
+
+def _word(verb: object) -> str:
+    return verb[:40] if isinstance(verb, str) else ""
 
 
 def _tell(visitor: socket.socket, message: dict[str, Any]) -> None:

@@ -49,7 +49,11 @@ def kernels() -> list[dict[str, Any]]:
     found = []
     for path in supervisors():
         try:
-            found += [{**kernel, "supervisor": path} for kernel in ask(path, "list")["kernels"]]
+            count, total = 0, 1
+            while count < total:
+                answer = ask(path, "list", start=count)
+                found += [{**kernel, "supervisor": path} for kernel in answer["kernels"]]
+                count, total = count + max(1, len(answer["kernels"])), answer["total"]
         except LaunchError:  # it ended between the look and the question
             continue
     return found

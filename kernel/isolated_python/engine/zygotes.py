@@ -61,6 +61,7 @@ def start(kind: Kind, view: list[Step], uid: int | None) -> Zygote:
     argv = [kind.interpreter, *kind.flags, "-c", program, *kind.preload]
     pid = spawn(argv, environment, {3: theirs.fileno()}, before)
     theirs.close()
+    ours.setblocking(False)  # a preload that hangs must not make us wait for room in its queue
     return Zygote(kind, pid, ours)
 
 
