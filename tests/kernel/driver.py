@@ -7,6 +7,7 @@
 {"do": "request", "name": …, "channel": …, "type": …, "content": …, "header": …}  → {"content": …} of the reply
 {"do": "connect", "name": …, "as": …}                  a further client of the same kernel, under a name of its own
 {"do": "restart" | "interrupt" | "stop" | "alive", "name": …}
+{"do": "connection", "name": …}                        → as in a connection file
 {"do": "supervisor"}                                   → {"pid": …, "folder": …}
 
 With "pool": true in a start, the kernel is one that stood before it was asked for.
@@ -234,6 +235,14 @@ def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
 @deed
 def spares(ask: dict[str, Any]) -> dict[str, Any]:
     return {"names": [kernel["kernel"] for kernel in waiting()]}
+
+
+@deed
+def connection(ask: dict[str, Any]) -> dict[str, Any]:
+    """Where a client connects to a kernel, and with which key."""
+    info = managers[ask["name"]].get_connection_info()
+    return {**info, "key": info["key"].decode()}
+
 
 
 for line in sys.stdin:
