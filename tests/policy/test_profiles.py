@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from isolated_python.errors import ProfileError
 from isolated_python.policy import sources
 from isolated_python.policy.profile import GiB, MiB, Profile
 
-SHIPPED = ("standard", "shared")
+SHIPPED = ("standard", "shared", "data-science", "classroom", "exam", "grading", "open")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -25,11 +26,7 @@ def test_a_shipped_profile_is_right_and_survives_the_wire(name: str) -> None:
 def test_the_shipped_default_says_what_the_code_says() -> None:
     """`standard` is commented out of the same values that a Profile without a file has."""
     shipped = sources.load("standard", ceilings=[]).profile
-    assert (shipped.resources, shipped.files, shipped.layers) == (
-        Profile().resources,
-        Profile().files,
-        Profile().layers,
-    )
+    assert replace(shipped, description="") == Profile()
 
 
 def test_sizes_and_times_carry_units() -> None:
@@ -67,6 +64,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"files": {"mounts": [{"source": "/data/../etc", "target": "/data"}]}}, "plain absolute path"),
     ({"files": {"mounts": [{"source": "data", "target": "/data"}]}}, "plain absolute path"),
     ({"files": {"mounts": [{"source": "/a", "target": "/d"}, {"source": "/b", "target": "/d"}]}}, "same target"),
+    ({"modules": {"grant": ["@data-sience"]}}, "did you mean @data-science"),
+    ({"modules": {"grant": "numpy"}}, "list of names"),
+    ({"modules": {"grant": ["os; import x"]}}, "no name of a module"),
+    ({"modules": {"grant": ["../numpy"]}}, "no name of a module"),
+    ({"modules": {"hide": True}}, "did you mean hidden"),
+    ({"capabilities": {"subproces": False}}, "did you mean subprocess"),
+    ({"capabilities": {"sockets": "off"}}, "neither true nor false"),
+    ({"capabilities": {"display": ["html"]}}, "list of mime types"),
+    ({"capabilities": {"subprocess": False}, "layers": {"seccomp": "off"}}, "held by seccomp"),
+    ({"cells": {"wall_clock": 10}}, "no unit"),
+    ({"files": {"changes": "keep"}}, "means nothing"),
+    ({"files": {"folder": "{home}"}}, "plain absolute path"),
+    ({"files": {"folder": "/srv/{home}"}}, "all that can stand"),
     ({"preload": ["os; import x"]}, "module names"),
 ]
 
@@ -141,3 +151,79 @@ def test_a_broken_ceiling_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "ceiling.toml").write_text('[resources]\nmemroy = "1 GiB"\n')
     with pytest.raises(ProfileError, match="did you mean memory"):
         sources.load("standard", ceilings=[tmp_path])
+
+
+def test_a_profile_extends_another_by_one_level(tmp_path: Path) -> None:
+    """What it says itself counts; what it does not say is as in the one below."""
+    (tmp_path / "mine.toml").write_text('extends = "exam"\n[modules]\ngrant = ["math"]\n')
+    found = sources.load("mine", folders=[tmp_path, sources.SHIPPED], ceilings=[])
+    assert found.profile.name == "mine"
+    assert found.profile.modules.grant == ("math",)
+    assert not found.profile.capabilities.subprocess
+    assert [Path(source).name for source in found.sources] == ["exam.toml", "mine.toml"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a": "a"}, "in a circle, a → a"),
+        ({"a": "b", "b": "a"}, "in a circle, a → b → a"),
+        ({"a": "b", "b": "exam"}, "one level is all there is"),
+        ({"a": "exma"}, "did you mean exam"),
+        ({"a": "../exam"}, "not the name of a profile"),
+    ],
+)
+def test_what_cannot_be_extended_is_one_sentence(tmp_path: Path, files: dict[str, str], words: str) -> None:
+    for name, base in files.items():
+        (tmp_path / f"{name}.toml").write_text(f'extends = "{base}"\n')
+    with pytest.raises(ProfileError) as refused:
+        sources.load("a", folders=[tmp_path, sources.SHIPPED], ceilings=[])
+    assert words in str(refused.value)
+
+
+CEILING = """
+[modules]
+grant = ["@stdlib-safe", "num*", "pandas"]
+hidden = true
+[capabilities]
+subprocess = false
+threads = 8
+display = ["text/plain", "image/*"]
+[cells]
+wall_clock = "1 min"
+"""
+
+
+def test_grants_of_modules_and_capabilities_come_down_to_the_ceiling(tmp_path: Path) -> None:
+    """Each with a sentence: nothing is weaker than the ceiling, and nothing is lowered silently."""
+    (tmp_path / "ceiling.toml").write_text(CEILING)
+    asked = {
+        "modules": {"grant": ["numpy", "scipy", "@data-science", "math", "n*"], "hidden": False},
+        "capabilities": {"display": ["text/html", "image/png"]},
+        "cells": {"wall_clock": "1 h"},
+    }
+    found = sources.load("standard", [("the kernelspec", asked)], ceilings=[tmp_path])
+    profile = found.profile
+    assert profile.modules.grant == ("numpy", "math")
+    assert profile.modules.hidden
+    assert (profile.capabilities.subprocess, profile.capabilities.threads) == (False, 8)
+    assert profile.capabilities.display == ("image/png",)
+    assert profile.cells.wall_clock == 60
+    assert len(found.notes) == 6, found.notes
+    everything = sources.load("standard", ceilings=[tmp_path]).profile
+    assert everything.modules.grant == ("@stdlib-safe", "num*", "pandas")
+    assert everything.capabilities.display == ("text/plain", "image/*")
+    with pytest.raises(ProfileError, match="grants none of the modules"):
+        sources.load("standard", [("x", {"modules": {"grant": ["scipy"]}})], ceilings=[tmp_path])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_shipped_profile_is_weaker_than_a_ceiling(tmp_path: Path, name: str) -> None:
+    """Under the strictest shipped profile as a ceiling, every other becomes at least as strict, or is refused."""
+    (tmp_path / "ceiling.toml").write_text((sources.SHIPPED / "exam.toml").read_text())
+    profile, exam = sources.load(name, ceilings=[tmp_path]).profile, sources.load("exam", ceilings=[]).profile
+    assert profile.files.workspace == "read-only"
+    assert profile.modules.grant is not None
+    assert set(profile.modules.grant) <= set(exam.modules.grant or ())
+    assert profile.capabilities == exam.capabilities
+    assert (profile.resources.memory or 1 << 60) <= (exam.resources.memory or 0)

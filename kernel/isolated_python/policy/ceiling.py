@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from fnmatch import fnmatchcase
 
 from isolated_python.errors import ProfileError
+from isolated_python.policy import modules
 from isolated_python.policy.profile import Profile
 
 # From the strictest to the most permissive.
@@ -19,7 +21,7 @@ def apply(profile: Profile, ceiling: Profile, named: dict[str, frozenset[str]]) 
     Raises ProfileError where a grant cannot be lowered, only refused: a mount that the ceiling does not list.
     """
     notes: list[str] = []
-    for table in ("resources", "channels"):
+    for table in ("resources", "channels", "cells"):
         mine, most = getattr(profile, table), getattr(ceiling, table)
         for item in fields(mine):
             value, limit = getattr(mine, item.name), getattr(most, item.name)
@@ -50,4 +52,50 @@ def apply(profile: Profile, ceiling: Profile, named: dict[str, frozenset[str]]) 
                     f"the site's ceiling does not grant the mount of {mount.source!r}",
                     remedy="ask the administrator of this server",
                 )
-    return replace(profile, layers=layers, files=files), notes
+    profile = replace(profile, layers=layers, files=files)
+    profile = _modules(profile, ceiling, named.get("modules", frozenset()), notes)
+    return _capabilities(profile, ceiling, named.get("capabilities", frozenset()), notes), notes
+
+
+def _modules(profile: Profile, ceiling: Profile, named: frozenset[str], notes: list[str]) -> Profile:
+    mine, most = profile.modules, ceiling.modules
+    for key in ("hidden", "guard"):
+        if key in named and getattr(most, key) and not getattr(mine, key):
+            notes.append(f"modules.{key} is true instead of false: the site's ceiling")
+            mine = replace(mine, **{key: True})
+    if "grant" in named and most.grant is not None:
+        if mine.grant is None:
+            notes.append("modules.grant is the list of the site's ceiling instead of everything")
+            mine = replace(mine, grant=most.grant)
+        beyond = [grant for grant in mine.grant or () if not modules.covered(grant, most.grant)]
+        if beyond:
+            kept = tuple(grant for grant in mine.grant or () if grant not in beyond)
+            if not kept:
+                raise ProfileError(
+                    f"the site's ceiling grants none of the modules that the profile names: {', '.join(beyond)}",
+                    remedy=f"name some of {', '.join(most.grant)}",
+                )
+            notes.append(f"modules.grant is without {', '.join(beyond)}: the site's ceiling")
+            mine = replace(mine, grant=kept)
+    return replace(profile, modules=mine)
+
+
+def _capabilities(profile: Profile, ceiling: Profile, named: frozenset[str], notes: list[str]) -> Profile:
+    mine, most = profile.capabilities, ceiling.capabilities
+    for key in ("subprocess", "sockets", "native_code"):
+        if key in named and getattr(mine, key) and not getattr(most, key):
+            notes.append(f"capabilities.{key} is false instead of true: the site's ceiling")
+            mine = replace(mine, **{key: False})
+    if "threads" in named and most.threads is not None and (mine.threads is None or mine.threads > most.threads):
+        notes.append(f"capabilities.threads is {most.threads} instead of {mine.threads or 'unlimited'}: the ceiling")
+        mine = replace(mine, threads=most.threads)
+    if "display" in named and most.display is not None:
+        kept = most.display if mine.display is None else tuple(k for k in mine.display if _shown(k, most.display))
+        if kept != mine.display:
+            notes.append(f"capabilities.display is {', '.join(kept) or 'nothing'}: the site's ceiling")
+            mine = replace(mine, display=kept)
+    return replace(profile, capabilities=mine)
+
+
+def _shown(kind: str, allowed: tuple[str, ...]) -> bool:
+    return kind in allowed or ("*" not in kind and any(fnmatchcase(kind, pattern) for pattern in allowed))

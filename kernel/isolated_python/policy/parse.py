@@ -11,11 +11,15 @@ from dataclasses import fields, replace
 from typing import Any, TypeGuard, get_args
 
 from isolated_python.errors import ProfileError
-from isolated_python.policy import units
+from isolated_python.policy import sets, units
 from isolated_python.policy.profile import (
+    Capabilities,
+    Cells,
+    Changes,
     Channels,
     Files,
     Layers,
+    Modules,
     Mount,
     Network,
     Profile,
@@ -44,6 +48,10 @@ TAKEN = (
     "/workspace",
 )
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+GRANT = re.compile(r"[A-Za-z0-9_*?\[\]!][A-Za-z0-9_.*?\[\]!-]*")
+MIME = re.compile(r"[a-z]+/[a-z0-9.+*-]+")
+EVERYTHING = "everything"
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 MOST = 1 << 31  # what Linux counts processes, descriptors and frames with
@@ -69,9 +77,11 @@ def bounded(read: Callable[[str, object], Any], least: object, most: object = No
     def within(key: str, value: object) -> Any:
         found = read(key, value)
         if found < read(key, least):
-            raise ProfileError(f"{key} = {value!r} is less than any kernel needs", remedy=f"write at least {least}")
+            raise ProfileError(
+                f"{key} = {shown(value)} is less than any kernel needs", remedy=f"write at least {least}"
+            )
         if most is not None and found > read(key, most):
-            raise ProfileError(f"{key} = {value!r} is more than Linux can give", remedy=f"write at most {most}")
+            raise ProfileError(f"{key} = {shown(value)} is more than Linux can give", remedy=f"write at most {most}")
         return found
 
     return within
@@ -101,12 +111,7 @@ def mounts(key: str, value: object) -> tuple[Mount, ...]:
 def _mount(key: str, item: Mapping[str, Any]) -> Mount:
     _known(key, item, ("source", "target", "writable"))
     for name in ("source", "target"):
-        path = item.get(name)
-        if not is_text(path) or not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
-            raise ProfileError(
-                f"{key}.{name} = {shown(path)} is not a plain absolute path",
-                remedy="write it without .. and without a slash at its end",
-            )
+        _plain(f"{key}.{name}", item.get(name))
     target = item["target"]
     if target == "/" or any(
         target == place or target.startswith(place + "/") or place.startswith(target + "/") for place in TAKEN
@@ -120,6 +125,14 @@ def _mount(key: str, item: Mapping[str, Any]) -> Mount:
             f"{key}.writable = {shown(item['writable'])} is neither true nor false", remedy="write writable = true"
         )
     return Mount(item["source"], target, item.get("writable", False))
+
+
+def _plain(key: str, path: object) -> None:
+    if not is_text(path) or not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
+        raise ProfileError(
+            f"{key} = {shown(path)} is not a plain absolute path",
+            remedy="write it without .. and without a slash at its end",
+        )
 
 
 def reach(key: str, value: object) -> tuple[str, ...]:
@@ -153,6 +166,53 @@ def is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
+def grants(key: str, value: object) -> tuple[str, ...] | None:
+    """Distributions, modules, globs and @sets. Whether they are installed is another question: see policy.modules."""
+    if value == EVERYTHING:
+        return None
+    if not isinstance(value, list) or not all(map(is_text, value)):
+        raise ProfileError(f"{key} is not a list of names", remedy='write grant = ["numpy"] or grant = "everything"')
+    for name in value:
+        if name.startswith("@"):
+            if name not in sets.SETS:
+                known = ", ".join(sets.SETS)
+                raise ProfileError(
+                    f"{key}: there is no set {name!r}", remedy=f"the sets are {known}{nearest(name, sets.SETS)}"
+                )
+        elif not GRANT.fullmatch(name):
+            raise ProfileError(
+                f"{key}: {name!r} is no name of a module or distribution", remedy='write one, such as "scikit-learn"'
+            )
+    return tuple(dict.fromkeys(value))
+
+
+def yes_or_no(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ProfileError(f"{key} = {shown(value)} is neither true nor false", remedy="write true or false")
+    return value
+
+
+def mime_types(key: str, value: object) -> tuple[str, ...] | None:
+    if value == EVERYTHING:
+        return None
+    if not isinstance(value, list) or not all(isinstance(kind, str) and MIME.fullmatch(kind) for kind in value):
+        raise ProfileError(
+            f"{key} is not a list of mime types", remedy='write ["text/plain", "image/png"] or "everything"'
+        )
+    return tuple(value)
+
+
+def folder(key: str, value: object) -> str:
+    """A place of the host, with {user} in it at most."""
+    path = text(key, value)
+    if path:
+        _plain(key, path)
+    for name in PLACEHOLDER.findall(path):
+        if name != "user":
+            raise ProfileError(f"{key}: {{{name}}} is not known", remedy="{user} is all that can stand in it")
+    return path
+
+
 def text(key: str, value: object) -> str:
     if not is_text(value):
         raise ProfileError(f"{key} = {shown(value)} is not a text", remedy="write it in quotes")
@@ -161,7 +221,30 @@ def text(key: str, value: object) -> str:
 
 # Every key of a profile, and how it is read.
 TABLES: dict[str, tuple[type, dict[str, Callable[[str, object], Any]]]] = {
-    "files": (Files, {"workspace": one_of(*get_args(Workspace)), "mounts": mounts}),
+    "files": (
+        Files,
+        {
+            "workspace": one_of(*get_args(Workspace)),
+            "changes": one_of(*get_args(Changes)),
+            "folder": folder,
+            "mounts": mounts,
+        },
+    ),
+    "modules": (Modules, {"grant": grants, "hidden": yes_or_no, "guard": yes_or_no}),
+    "capabilities": (
+        Capabilities,
+        {
+            "subprocess": yes_or_no,
+            "sockets": yes_or_no,
+            "native_code": yes_or_no,
+            "threads": optional(whole),
+            "display": mime_types,
+        },
+    ),
+    "cells": (
+        Cells,
+        {"wall_clock": optional(units.duration), "output": optional(units.size), "messages": optional(whole)},
+    ),
     "resources": (
         Resources,
         {
@@ -234,6 +317,17 @@ def check(profile: Profile) -> None:
         raise ProfileError(
             "resources.idle cannot be watched yet", remedy="remove the key; the server's own culling ends idle kernels"
         )
+    if profile.files.changes == "keep" and profile.files.workspace != "copy-on-write":
+        raise ProfileError(
+            f'files.changes = "keep" means nothing where files.workspace is {profile.files.workspace}',
+            remedy='write workspace = "copy-on-write", or remove the key',
+        )
+    asked = profile.capabilities
+    for key in ("subprocess", "sockets", "native_code"):
+        if not getattr(asked, key) and profile.layers.seccomp == "off":
+            raise ProfileError(
+                f"capabilities.{key} = false is held by seccomp, and layers.seccomp is off", remedy="remove one of them"
+            )
     targets = [mount.target for mount in profile.files.mounts]
     if len({*targets}) < len(targets):
         raise ProfileError("two of files.mounts have the same target", remedy="give each its own")

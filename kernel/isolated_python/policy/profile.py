@@ -13,6 +13,7 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
 Strictness = Literal["require", "prefer", "off"]
 Workspace = Literal["read-write", "read-only", "copy-on-write", "none"]
+Changes = Literal["discard", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,38 @@ class Mount:
 @dataclass(frozen=True, slots=True)
 class Files:
     workspace: Workspace = "read-write"
+    changes: Changes = "discard"  # of a copy-on-write workspace, at the kernel's end
+    folder: str = ""  # the workspace, where it is not the notebook's folder; {user} stands for who started the kernel
     mounts: tuple[Mount, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """Which modules a cell may import: distributions, modules, globs and @sets. None: every one."""
+
+    grant: tuple[str, ...] | None = None
+    hidden: bool = True  # packages that are not granted are not there, for subprocesses either
+    guard: bool = True  # a cell that imports what is not granted is told so
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a kernel may ask of Linux beyond computing; the layers hold it."""
+
+    subprocess: bool = True  # start programs, fork
+    sockets: bool = True  # make sockets, on its own loopback, too
+    native_code: bool = True  # run machine code that did not come with the environment
+    threads: int | None = None  # threads and processes beyond those of the kernel program itself
+    display: tuple[str, ...] | None = None  # mime types that reach the notebook, globs allowed. None: every one
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Limits of one cell, as the relay sees it."""
+
+    wall_clock: float | None = None  # seconds; then an interrupt, then the end of the kernel
+    output: int | None = None  # bytes
+    messages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +125,9 @@ class Profile:
     files: Files = field(default_factory=Files)
     resources: Resources = field(default_factory=Resources)
     network: Network = field(default_factory=Network)
+    modules: Modules = field(default_factory=Modules)
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    cells: Cells = field(default_factory=Cells)
     channels: Channels = field(default_factory=Channels)
     layers: Layers = field(default_factory=Layers)
 
@@ -104,6 +139,9 @@ class Profile:
         """The inverse of to_wire, after a trip through JSON (tuples arrive as lists)."""
         files = dict(wire["files"])
         files["mounts"] = tuple(Mount(**mount) for mount in files["mounts"])
+        modules, capabilities = dict(wire["modules"]), dict(wire["capabilities"])
+        modules["grant"] = _tuple(modules["grant"])
+        capabilities["display"] = _tuple(capabilities["display"])
         return Profile(
             name=wire["name"],
             description=wire["description"],
@@ -111,9 +149,16 @@ class Profile:
             files=Files(**files),
             resources=Resources(**wire["resources"]),
             network=Network(reach=tuple(wire["network"]["reach"])),
+            modules=Modules(**modules),
+            capabilities=Capabilities(**capabilities),
+            cells=Cells(**wire["cells"]),
             channels=Channels(**wire["channels"]),
             layers=Layers(**wire["layers"]),
         )
+
+
+def _tuple(value: list[str] | tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(value)
 
 
 LAYERS: tuple[str, ...] = tuple(item.name for item in fields(Layers))

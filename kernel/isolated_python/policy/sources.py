@@ -52,8 +52,7 @@ def load(
     Raises ProfileError, with one sentence, where anything of it is not as it must be: then nothing starts.
     """
     path = find(name, folders)
-    profile = read(path)
-    sources = [str(path)]
+    profile, sources = _read(path, folders)
     for source, changes in overrides:
         profile = parse.change(profile, changes, source)
         sources.append(source)
@@ -112,9 +111,32 @@ def names(folders: Sequence[Path] | None = None) -> dict[str, Path]:
     return found
 
 
-def read(path: Path) -> Profile:
+def read(path: Path, folders: Sequence[Path] | None = None) -> Profile:
     """The profile in a file, named as the file is. Raises ProfileError."""
-    return parse.change(Profile(name=path.stem), _toml(path), str(path))
+    return _read(path, folders)[0]
+
+
+def _read(path: Path, folders: Sequence[Path] | None) -> tuple[Profile, list[str]]:
+    """The profile, and the files that it is made of. What it extends is read first, and extends nothing itself."""
+    tables, profile, files = _toml(path), Profile(name=path.stem), []
+    base = tables.pop("extends", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise ProfileError(f"{path}: extends = {base!r} is not the name of a profile", remedy="write it in quotes")
+        below = find(base, folders)
+        inherited = _toml(below)
+        further = inherited.pop("extends", None)
+        if path.stem in (base, further):
+            circle = " → ".join([path.stem, base, *([path.stem] if base != path.stem else [])])
+            raise ProfileError(f"{path}: profiles extend each other in a circle, {circle}", remedy="end it at one")
+        if further is not None:
+            raise ProfileError(
+                f"{path}: it extends {base}, which extends {further} itself, and one level is all there is",
+                remedy=f'write extends = "{further}", and the keys of both',
+            )
+        profile = parse.change(profile, inherited, str(below))
+        files.append(str(below))
+    return parse.change(profile, tables, str(path)), [*files, str(path)]
 
 
 def _toml(path: Path) -> dict[str, Any]:
