@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
@@ -41,6 +41,8 @@ ENVIRONMENT = (
 )
 KEYS = ("profile", "overrides")  # of the kernelspec's stanza
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+
+Made = TypeVar("Made")
 
 
 class IsolatedProvisioner(KernelProvisionerBase):
@@ -132,7 +134,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         for note in filter(None, (*resolved.notes, empty)):
             self.log.warning("Isolated Python: %s", note)
         ours = interpreters.is_ours(cmd)
-        trees = interpreters.own_trees() if ours else interpreters.trees_of(cmd[0])
+        trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
         streams = {name: _descriptor(kwargs.get(name), opened) for name in ("stdin", "stdout", "stderr")}
         given = [number for number in streams.values() if number is not None]
         given += _workspace(self._cwd, profile, opened)
@@ -145,6 +147,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 kernel=self._name,
                 profile=profile.to_wire(),
                 trees=trees,
+                view=self._client.see(view),
                 interpreter=interpreters.own_interpreter(),
                 argv=None if ours else self._inside(cmd),
                 arguments=interpreters.arguments(cmd) if ours else [],
@@ -307,9 +310,9 @@ class IsolatedProvisioner(KernelProvisionerBase):
         self._prefix, self._cwd = provisioner_info["prefix"], provisioner_info["cwd"]
 
 
-async def _off_loop(function: Callable[[], client.Client]) -> client.Client:
+async def _off_loop(function: Callable[[], Made]) -> Made:
     """In a thread of its own: the loop's executor may be one that a fork has left without its threads."""
-    answer: Future[client.Client] = Future()
+    answer: Future[Made] = Future()
 
     def work() -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
@@ -31,7 +32,10 @@ def explain(profile: str, as_json: bool) -> None:
     resolved = sources.load(profile)
     facts = host.probe()
     filter = None if facts.lacks("seccomp")[0] else seccomp.cached("kernel", places.cache_folder())
-    made = plan(resolved.profile, facts, interpreters.own_trees(), filter)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    trees, view = interpreters.shown(command, resolved.profile)
+    hidden = view.hidden if view is not None else ()
+    made = plan(resolved.profile, facts, trees, filter, hidden)
     parts = {
         "The zygote, once, before it imports anything, will": made.view,
         "Process 1 of the sandbox will": made.init,

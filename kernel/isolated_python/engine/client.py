@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isolated_python.engine import places
+from isolated_python.engine.packages import View
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
 from isolated_python.launcher.spawn import spawn
@@ -42,6 +44,7 @@ class Client:
 
     def __init__(self) -> None:
         self.kernels: dict[str, Kernel] = {}
+        self.views: dict[object, str] = {}  # a list of modules in an environment → the view of it that was sent
         self.prefixes: dict[str, str] = {}  # kernel → where its sockets are: kept from one start to the next
         self.alive = True
         self.owner = os.getpid()
@@ -87,6 +90,18 @@ class Client:
                 del self._answers[number]
                 answer.set_exception(LaunchError(f"the supervisor does not listen: {error}"))
         return answer
+
+    def see(self, made: View | None) -> str:
+        """The name of a view, after telling the supervisor of it, if it does not know it. It is told before it is asked."""
+        if made is None:
+            return ""
+        if self.views.get(made.of) != made.digest:
+            with os.fdopen(os.memfd_create("view", os.MFD_CLOEXEC), "w", encoding="utf-8") as file:
+                json.dump(made.to_wire(), file)
+                file.flush()
+                self.ask("see", [file.fileno()], digest=made.digest, replaces=self.views.get(made.of))
+            self.views[made.of] = made.digest
+        return made.digest
 
     def _listen(self) -> None:
         while True:

@@ -7,6 +7,7 @@ calls it was refused, and the end of what it wrote to its standard streams.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ from isolated_python.engine.loop import Loop
 from isolated_python.engine.pool import Pool
 from isolated_python.engine.sandbox import Sandbox, Shared
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError, RequestError
-from isolated_python.layers import cgroup, seccomp
+from isolated_python.layers import cgroup, seccomp, view
 from isolated_python.layers.catalogue import Plan, plan
 from isolated_python.linux import host as host_facts
 from isolated_python.linux import mount, namespaces, packets, prctl
@@ -46,6 +47,7 @@ class Supervisor:
         self.sandboxes: dict[str, Sandbox] = {}
         self.zygotes: dict[zygotes.Kind, zygotes.Zygote] = {}
         self.filters: dict[str, seccomp.Filter] = {}
+        self.views: dict[str, tuple[view.Hidden, str]] = {"": ((), "")}  # digest → what is hidden, what the guard tells
         self.shared: Shared | None = None  # until hello
         self.groups: cgroup.Parent | None = None
         self.pool = Pool(self.loop, self._make_ahead)
@@ -91,7 +93,24 @@ class Supervisor:
     def warm(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         """Start the zygote that such a kernel will come from, ahead of the request for it."""
         profile = Profile.from_wire(request["profile"])
-        self._zygote(request, profile, self._plan(profile, tuple(request["trees"])))
+        self._zygote(request, profile, self._plan(profile, request))
+        reply()
+
+    def see(self, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """What a list of modules hides, sent once and then named by its digest. Descriptor: a file with it.
+
+        `replaces`: the digest of the same list before the environment changed; its zygotes have had their time.
+        """
+        with os.fdopen(os.dup(descriptors[0]), encoding="utf-8") as file:
+            file.seek(0)
+            wire = json.load(file)
+        hidden = tuple((folder, tuple(names)) for folder, names in wire["hidden"])
+        lists = json.dumps({key: wire[key] for key in ("granted", "refused")})
+        self.views[request["digest"]] = (hidden, lists)
+        for kind in [kind for kind in self.zygotes if request["replaces"] == kind.view]:
+            old = self.zygotes.pop(kind)
+            self.loop.ignore(old.control)
+            old.control.close()
         reply()
 
     def start(self, request: Request, descriptors: list[int], reply: Reply) -> None:
@@ -106,7 +125,7 @@ class Supervisor:
             begin = partial(sandbox.hand_over, request, [*descriptors], reply)
         else:
             profile = Profile.from_wire(request["profile"])
-            made = self._plan(profile, tuple(request["trees"]))
+            made = self._plan(profile, request)
             sandbox = Sandbox(self.shared, request, profile, made, reply)
             begin = partial(sandbox.start, [*descriptors], lambda: self._zygote(request, profile, made))
         self.sandboxes[name] = sandbox
@@ -120,7 +139,7 @@ class Supervisor:
         """Begin a sandbox that belongs to nobody yet."""
         assert self.shared is not None
         profile = Profile.from_wire(request["profile"])
-        made = self._plan(profile, tuple(request["trees"]), workspace_later=True)
+        made = self._plan(profile, request, workspace_later=True)
         sandbox = Sandbox(self.shared, request, profile, made, lambda *_, **__: None, stands)
         self.sandboxes[sandbox.name] = sandbox
         try:
@@ -167,6 +186,7 @@ class Supervisor:
     REQUESTS: ClassVar[dict[str, Callable[..., None]]] = {
         "hello": hello,
         "warm": warm,
+        "see": see,
         "start": start,
         "signal": signal,
         "forget": forget,
@@ -253,10 +273,12 @@ class Supervisor:
             cause, remedy = self.host.lacks("user")
             raise HostError(f"no user namespace can be made: {cause or error}", remedy=remedy) from error
 
-    def _plan(self, profile: Profile, trees: tuple[str, ...], *, workspace_later: bool = False) -> Plan:
+    def _plan(self, profile: Profile, request: Request, *, workspace_later: bool = False) -> Plan:
         wanted = profile.layers.seccomp != "off" and not self.host.lacks("seccomp")[0]
         filter = self._filter("kernel") if wanted else None
-        return plan(profile, self.host, trees, filter, workspace_later=workspace_later)
+        hidden, modules = self.views[request["view"]]
+        trees = tuple(request["trees"])
+        return plan(profile, self.host, trees, filter, hidden, modules, workspace_later=workspace_later)
 
     def _filter(self, name: str) -> seccomp.Filter:
         if name not in self.filters:
@@ -282,9 +304,9 @@ class Supervisor:
         if request["argv"] is None:
             interpreter, flags, userbase = request["interpreter"]
             preload = ("ipykernel.kernelapp", *profile.preload)
-            kind = zygotes.Kind(interpreter, tuple(flags), userbase, trees, places, preload, network)
+            kind = zygotes.Kind(interpreter, tuple(flags), userbase, trees, request["view"], places, preload, network)
         else:
-            kind = zygotes.own_interpreter(network, trees, places)
+            kind = zygotes.own_interpreter(network, trees, request["view"], places)
         if kind not in self.zygotes:
             identities = self.shared.identities
             zygote = self.zygotes[kind] = zygotes.start(kind, made.view, identities.first if identities else None)

@@ -22,6 +22,7 @@ class Kind:
     flags: tuple[str, ...]
     userbase: str
     trees: tuple[str, ...]  # what the view shows of the host, beside the system
+    view: str  # which of their packages it hides, by its digest; empty for none
     places: tuple[str, ...]  # mount points for further grants
     preload: tuple[str, ...]  # empty: a zygote that executes other programs
     network: bool  # whether it may keep the host's network, because the profile has switched the layer off
@@ -65,6 +66,6 @@ def start(kind: Kind, view: list[Step], uid: int | None) -> Zygote:
     return Zygote(kind, pid, ours)
 
 
-def own_interpreter(network: bool, trees: tuple[str, ...], places: tuple[str, ...]) -> Kind:
+def own_interpreter(network: bool, trees: tuple[str, ...], view: str, places: tuple[str, ...]) -> Kind:
     """The zygote that only executes: it needs the standard library and our own package, no environment."""
-    return Kind(sys.executable, ("-I", "-S"), "", trees, places, (), network)
+    return Kind(sys.executable, ("-I", "-S"), "", trees, view, places, (), network)

@@ -62,11 +62,12 @@ class Plan:
 
 def plan(
     profile: Profile, host: Host, trees: tuple[str, ...] = (), filter: seccomp.Filter | None = None,
-    *, workspace_later: bool = False,
+    hidden: view.Hidden = (), modules: str = "", *, workspace_later: bool = False,
 ) -> Plan:  # fmt: skip
     """What this profile means on this host. Raises HostError where a required layer cannot be had.
 
     `trees`: host folders that the view shows. `filter`: the compiled seccomp filter, None where there is none.
+    `hidden`: what of the trees is not there; `modules`: what the guard is told of it.
     `workspace_later`: the sandbox begins with an empty workspace, over which another is mounted while it stands.
     """
     layers, notes = profile.layers, []
@@ -90,10 +91,15 @@ def plan(
     for name, flag in namespaces.FLAGS.items():
         if name != "cgroup_namespace" and on(name):
             born |= flag
-    shared = view.shown(trees) if on("overlay") else ()
+    shown = view.shown(trees)
+    shared = shown if on("overlay") else ()
+    parted = tuple(number for number, tree in enumerate(shown) if view.below(tree, hidden))
+    if parted and host.lacks("overlay")[0]:
+        cause, remedy = host.lacks("overlay")
+        raise HostError(f"packages cannot be hidden on this host: {cause}", remedy=f"{remedy}, or modules.hidden = false")
     targets = tuple(grant.target for grant in profile.files.mounts)
 
-    init: list[Step] = [identity.BecomeUser(), *files.plan(profile, shared, workspace_later=workspace_later)]
+    init: list[Step] = [identity.BecomeUser(), *files.plan(profile, shared, parted, workspace_later=workspace_later)]
     if born & namespaces.CLONE_NEWNET:
         init.append(loopback.RaiseLoopback())
     if born & namespaces.CLONE_NEWUTS:
@@ -112,4 +118,4 @@ def plan(
     if on("seccomp"):
         kernel += seccomp.plan(profile, filter)
     check = privileges.SelfCheck(seccomp=layers.seccomp != "off", capabilities=layers.capabilities != "off")
-    return Plan(view.plan(trees, targets), born, init, kernel, [check], notes)
+    return Plan(view.plan(trees, targets, hidden, modules), born, init, kernel, [check], notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from isolated_python.layers import view
 from isolated_python.layers.step import Descriptors, Step
 from isolated_python.linux import mount
 from isolated_python.policy.profile import Profile
@@ -128,19 +129,41 @@ class OverlayTrees(Step):
     """A read-only overlay over each shared tree: without it two sandboxes meet in its file locks and inotify events."""
 
     trees: tuple[str, ...]
+    parted: tuple[int, ...] = ()  # the numbers of those that the view shows without what is hidden
 
     def describe(self) -> str:
         return "share no file lock, lease or inotify event with another sandbox"
 
     def execute(self, descriptors: Descriptors) -> None:
-        for tree in self.trees:
-            os.chdir(tree)  # the path itself may hold what overlay's options cannot
-            mount.mount("overlay", tree, "overlay", SAFE | mount.MS_RDONLY, "lowerdir=.:/run/empty")
+        for number, tree in enumerate(self.trees):
+            if number in self.parted:
+                layers = f"{view.HIDDEN}/{number}:{view.TREES}/{number}"
+            else:
+                os.chdir(tree)  # the path itself may hold what overlay's options cannot
+                layers = ".:/run/empty"
+            mount.mount("overlay", tree, "overlay", SAFE | mount.MS_RDONLY, f"lowerdir={layers}")
         os.chdir("/")
 
 
-def plan(profile: Profile, trees: tuple[str, ...], *, workspace_later: bool = False) -> list[Step]:
-    """The mounts of one kernel, in order. `trees`: what the view shares between sandboxes; empty for no overlay."""
+@dataclass(frozen=True, slots=True)
+class CoverTrees(Step):
+    """The view keeps whole trees in a place that only we reach; from here on nobody does."""
+
+    def describe(self) -> str:
+        return "find no other way to what its profile hides"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        for place in (view.TREES, view.HIDDEN):
+            mount.mount("/run/empty", place, "", mount.MS_BIND)
+
+
+def plan(
+    profile: Profile, trees: tuple[str, ...], parted: tuple[int, ...] = (), *, workspace_later: bool = False
+) -> list[Step]:
+    """The mounts of one kernel, in order. `trees`: what the view shares between sandboxes; empty for no overlay.
+
+    `parted`: the numbers of the view's trees of which it hides something.
+    """
     steps: list[Step] = [MountProc()] if profile.layers.pid != "off" else []
     steps.append(MountScratch(profile.resources.tmp, profile.resources.shm))
     if profile.files.workspace != "none" and not workspace_later:
@@ -149,5 +172,7 @@ def plan(profile: Profile, trees: tuple[str, ...], *, workspace_later: bool = Fa
         steps.append(PlaceMounts(tuple(grant.target for grant in profile.files.mounts)))
     steps.append(CloseScratch())
     if trees:
-        steps.append(OverlayTrees(trees))
+        steps.append(OverlayTrees(trees, parted))
+    if parted:
+        steps.append(CoverTrees())
     return steps

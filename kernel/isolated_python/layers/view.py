@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from dataclasses import dataclass
@@ -44,6 +45,13 @@ CPU_TOPOLOGY = "/sys/devices/system/cpu"  # numpy, torch and joblib count the co
 # Empty folders that each sandbox puts a mount of its own over.
 PLACES = ("/dev/pts", "/dev/shm", "/home/user", "/mnt/workspace", "/proc", "/run/empty", "/run/lower", "/tmp")
 
+# Where the parts of an overlay lie that leaves out what is not granted: of tree N the whiteouts, and the tree itself.
+HIDDEN, TREES = "/run/hidden", "/run/trees"
+WHITEOUT = (stat.S_IFCHR, os.makedev(0, 0))  # linux/fs.h: what this name hides is not there, for an overlay
+LISTS = "/etc/isolated-python/modules.json"  # what a cell may import, for the guard
+
+Hidden = tuple[tuple[str, tuple[str, ...]], ...]  # folder → names in it that are not there
+
 READ_ONLY = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
 
 
@@ -53,9 +61,14 @@ class BuildRoot(Step):
 
     trees: tuple[str, ...]  # further host folders shown at their own place: interpreters, environments
     places: tuple[str, ...]  # further mount points that sandboxes need
+    hidden: Hidden = ()
+    modules: str = ""  # for LISTS; empty where every module is granted
 
     def describe(self) -> str:
-        return f"see a root of its own: the system's programs and {', '.join(self.trees) or 'nothing more'}, read-only"
+        count = sum(len(names) for _, names in self.hidden)
+        without = f", without {count} files and folders of packages that are not granted" if count else ""
+        trees = ", ".join(self.trees) or "nothing more"
+        return f"see a root of its own: the system's programs and {trees}, read-only{without}"
 
     def execute(self, descriptors: Descriptors) -> None:
         os.umask(0o022)  # others, whose root this is, must find their way
@@ -67,7 +80,7 @@ class BuildRoot(Step):
         topology = _detached(CPU_TOPOLOGY)
         proc = _open_clone("/proc")
 
-        mount.mount("tmpfs", STAGE, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=755,size=1m")
+        mount.mount("tmpfs", STAGE, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=755,size=4m")
         os.chdir(STAGE)
         for place in (*PLACES, *self.places):
             os.makedirs(STAGE + place, exist_ok=True)
@@ -75,7 +88,13 @@ class BuildRoot(Step):
         for path in SYSTEM:
             if os.path.islink(path):
                 os.symlink(os.readlink(path), STAGE + path)
-        for path, tree in {**trees, **etc}.items():
+        for number, (path, tree) in enumerate(trees.items()):
+            names = below(path, self.hidden)
+            if names:
+                _leave_out(tree, path, number, names)
+            else:
+                _place(tree, path)
+        for path, tree in etc.items():
             _place(tree, path)
         for name, device in devices.items():
             _place(device, f"/dev/{name}", is_file=True)
@@ -92,6 +111,10 @@ class BuildRoot(Step):
         for name, text in GENERATED_ETC.items():
             with open(f"{STAGE}/etc/{name}", "w") as file:
                 file.write(text)
+        if self.modules:
+            os.mkdir(STAGE + os.path.dirname(LISTS))
+            with open(STAGE + LISTS, "w") as file:
+                file.write(self.modules)
         mount.pivot(STAGE)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         mount.set_attributes(root, READ_ONLY)
@@ -101,8 +124,21 @@ class BuildRoot(Step):
             mount.mount("tmpfs", place, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=1777,size=64m")
 
 
-def plan(trees: tuple[str, ...], places: tuple[str, ...]) -> list[Step]:
-    return [BuildRoot(trees, places)]
+def plan(trees: tuple[str, ...], places: tuple[str, ...], hidden: Hidden = (), modules: str = "") -> list[Step]:
+    return [BuildRoot(trees, places, hidden, modules)]
+
+
+@functools.lru_cache(maxsize=256)
+def below(tree: str, hidden: Hidden) -> tuple[str, ...]:
+    """The paths that are hidden in a tree, relative to it, none below another."""
+    paths = sorted(f"{folder}/{name}" for folder, names in hidden for name in names)
+    found: list[str] = []
+    for path in paths:
+        if path.startswith(tree.rstrip("/") + "/"):
+            path = path[len(tree.rstrip("/")) + 1 :]
+            if not found or not path.startswith(found[-1] + "/"):
+                found.append(path)
+    return tuple(found)
 
 
 def shown(trees: tuple[str, ...]) -> tuple[str, ...]:
@@ -111,6 +147,22 @@ def shown(trees: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(
         sorted({p for p in wanted if not any(p != other and p.startswith(other.rstrip("/") + "/") for other in wanted)})
     )
+
+
+def _leave_out(tree: int, path: str, number: int, names: tuple[str, ...]) -> None:
+    """Show a tree through an overlay whose upper layer says of each of `names` that it is not there.
+
+    Costs nothing per kernel: a sandbox's own overlay takes the same two layers, and a look-up stops at the first.
+    """
+    whiteouts = f"{STAGE}{HIDDEN}/{number}"
+    os.makedirs(whiteouts)
+    for name in names:
+        os.makedirs(os.path.dirname(f"{whiteouts}/{name}"), exist_ok=True)
+        os.mknod(f"{whiteouts}/{name}", *WHITEOUT)
+    _place(tree, f"{TREES}/{number}")
+    os.makedirs(STAGE + path, exist_ok=True)
+    flags = mount.MS_RDONLY | mount.MS_NOSUID | mount.MS_NODEV
+    mount.mount("overlay", STAGE + path, "overlay", flags, f"lowerdir={whiteouts}:{STAGE}{TREES}/{number}")
 
 
 def _open_clone(path: str) -> int:
