@@ -26,6 +26,7 @@ from traitlets import Dict, Enum, Integer, Unicode, Union
 
 from isolated_python.engine import client, interpreters
 from isolated_python.engine.pool import ADAPTIVE
+from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
 from isolated_python.policy import parse, sources
 from isolated_python.policy.profile import Profile
@@ -41,6 +42,9 @@ ENVIRONMENT = (
 )
 KEYS = ("profile", "overrides")  # of the kernelspec's stanza
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+
+# For an ipykernel of another environment, which has ipykernel but not us.
+FOREIGN_GUARD = os.path.join(ROOT, "isolated_python", "guard", "foreign.py")
 
 Made = TypeVar("Made")
 
@@ -190,6 +194,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
         outside = str(getattr(self.parent, "connection_file", "") or "")
         inside = f"{RUNTIME}/kernel-{self._name[:64]}.json"
         words = [word.replace(outside, inside) if outside else word for word in cmd]
+        if interpreters.is_ipykernel(cmd):
+            words.append(f"--IPKernelApp.exec_files={FOREIGN_GUARD}")
         return [os.path.abspath(shutil.which(words[0]) or words[0]), *words[1:]]
 
     def _environment(self, given: dict[str, str], profile: Profile, program: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ def test_hidden_is_for_choice(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("grant", "words"), [("nunpy", "did you mean numpy"), ("no-such-thing", "nothing here is called")]
+    ("grant", "words"), [("nunpy", "or numpy"), ("no-such-thing", "nothing here is called")]
 )
 def test_a_name_of_nothing_starts_nothing(server: Server, grant: str, words: str) -> None:
     answer = server.refused(overrides={"modules": {"grant": [grant]}})

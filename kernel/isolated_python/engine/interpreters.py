@@ -26,6 +26,12 @@ def is_ours(cmd: list[str]) -> bool:
     return same and len(cmd) >= 3 and words[:1] == ["-m"] and (cmd[2] in OURS) and _simple(cmd[3:])
 
 
+def is_ipykernel(cmd: list[str]) -> bool:
+    """Whether the command of another environment starts an ipykernel there."""
+    words = [word for word in cmd[1:] if not word.startswith("-X")]
+    return words[:1] == ["-m"] and words[1:2] != [] and words[1] in OURS[1:]
+
+
 def _simple(words: list[str]) -> bool:
     """Whether what follows is `-f FILE` and options that ipykernel itself understands."""
     return all(not word.startswith("--IPKernelApp.connection_file") for word in words)

@@ -277,7 +277,7 @@ def _view(
                 hidden[path] = {*os.listdir(path)} - {"isolated_python"}
             else:
                 hidden.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
-        needed = {*found.folders, *adds, *trees, sys.prefix, sys.base_prefix}
+        needed = {*found.folders, *adds, *trees, sys.prefix, sys.base_prefix, f"{ROOT}/isolated_python"}
         for folder, names in hidden.items():
             names -= {name for name in names if any((keep + "/").startswith(f"{folder}/{name}/") for keep in needed)}
     known = stdlib | orphans | frozenset[str]().union(*installed.values())

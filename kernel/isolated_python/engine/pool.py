@@ -22,7 +22,7 @@ PAUSE = 0.1  # seconds after a start, before another is made ahead: people come 
 SCARCE = 0.1  # of the machine's memory: below, nobody waits in it
 
 # What of a request is decided when a kernel is made; all the rest is told to it at hand-over.
-FIXED = ("profile", "trees", "interpreter", "argv", "arguments")
+FIXED = ("profile", "view", "trees", "interpreter", "argv", "arguments")
 BORN_WITH = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/home/user", "USER": "user"}
 
 Request = dict[str, Any]

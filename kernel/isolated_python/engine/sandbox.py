@@ -334,7 +334,7 @@ class Sandbox:
         """What the kernel program is told."""
         return {
             **{key: self._order[key] for key in ("argv", "arguments", "cwd", "connection", "environment")},
-            "granted": self._order["profile"]["resources"],
+            "granted": self._order["profile"] | {"weakened": self.plan.notes},
         }
 
     def target(self) -> None:

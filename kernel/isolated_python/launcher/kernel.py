@@ -71,7 +71,7 @@ def run(order: dict[str, Any], descriptors: Descriptors) -> None:
     else:
         app.initialize(sys.argv[1:])
     if handover is None:
-        explain.install(app.shell, order["granted"])
+        guard.install(app.shell, order["granted"])
     else:
         _wait(app, socket.socket(fileno=handover))
     app.start()
@@ -121,7 +121,7 @@ def _wait(app: IsolatedKernelApp, handover: socket.socket) -> None:
             os._exit(0)
         os.unlink(app.connection_file)
         app.settle(_settle(order))
-        explain.install(app.shell, order["granted"])
+        guard.install(app.shell, order["granted"])
         packets.send(handover, {"event": "taken"})
         handover.close()
 

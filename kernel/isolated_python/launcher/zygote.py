@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from isolated_python.layers.step import Descriptors
 from isolated_python.linux import packets, process
 
 CONTROL = 3
+GRANTED = "sandbox.json"  # beside the connection file: what the guard of a foreign environment tells
 
 
 def main() -> None:
@@ -88,4 +90,6 @@ def execute_program(order: dict[str, Any], descriptors: Descriptors) -> None:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
+        with open(f"{os.path.dirname(path)}/{GRANTED}", "w") as file:
+            json.dump(order["granted"], file)
     os.execvpe(order["argv"][0], order["argv"], order["environment"])
