@@ -138,6 +138,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
         for note in filter(None, (*resolved.notes, empty)):
             self.log.warning("Isolated Python: %s", note)
         ours = interpreters.is_ours(cmd)
+        if not ours:
+            _needs_a_program(profile)
         trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
         streams = {name: _descriptor(kwargs.get(name), opened) for name in ("stdin", "stdout", "stderr")}
         given = [number for number in streams.values() if number is not None]
@@ -219,9 +221,9 @@ class IsolatedProvisioner(KernelProvisionerBase):
         session = given.get("JPY_SESSION_NAME")
         if session:
             environment["JPY_SESSION_NAME"] = f"{INSIDE}/{os.path.basename(session)}"
-        cores = profile.resources.cpu
-        if cores is not None:
-            environment |= dict.fromkeys(THREADS, str(max(1, round(cores))))
+        bounds = [one for one in (profile.resources.cpu, profile.capabilities.threads) if one is not None]
+        if bounds:
+            environment |= dict.fromkeys(THREADS, str(max(1, round(min(bounds)))))
         return environment
 
     # ---- its life --------------------------------------------------------------------------------------------------
@@ -364,6 +366,16 @@ def _not_the_home(cwd: str, profile: Profile, *, chosen: bool) -> tuple[Profile,
         )
     files = replace(profile.files, workspace="none")
     return replace(profile, files=files), f"the workspace is empty, because {cwd!r} is a whole home folder"
+
+
+def _needs_a_program(profile: Profile) -> None:
+    """A kernelspec of another program is started by execve(2), and listens on sockets that it makes itself."""
+    for key in ("subprocess", "sockets"):
+        if not getattr(profile.capabilities, key):
+            raise ProfileError(
+                f"the profile {profile.name} grants no {key}, and this kernelspec's own program needs it to start",
+                remedy=f"use the Python of the server, or write {key} = true under [capabilities]",
+            )
 
 
 def _open_folder(path: str, what: str, opened: list[int]) -> int:

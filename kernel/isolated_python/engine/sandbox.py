@@ -136,7 +136,7 @@ class Sandbox:
         if wanted == "off":
             return
         try:
-            self.group = self._shared.groups().group(self.name, self.profile.resources)
+            self.group = self._shared.groups().group(self.name, self.profile.limits)
             if self._spare:
                 self.group.weight(LEAST)
             self._move = self._shared.joiner.prepare(self.group.entrances())
@@ -157,12 +157,14 @@ class Sandbox:
             self._words.given()
 
     def _open_mounts(self, given: list[int]) -> None:
-        files = self.profile.files
+        files, run = self.profile.files, self.profile.capabilities.native_code
         if files.workspace != "none":
             writable = files.workspace == "read-write"
-            self._descriptors["workspace"] = workspace.detached(given.pop(0), writable=writable, uid=self._uid)
+            self._descriptors["workspace"] = workspace.detached(
+                given.pop(0), writable=writable, uid=self._uid, run=run
+            )
         for number, grant in enumerate(files.mounts):
-            tree = workspace.detached(given.pop(0), writable=grant.writable, uid=self._uid)
+            tree = workspace.detached(given.pop(0), writable=grant.writable, uid=self._uid, run=run)
             self._descriptors[f"mount-{number}"] = tree
 
     def _hear(self) -> None:
@@ -285,7 +287,8 @@ class Sandbox:
         if not self._descriptors:
             self._moved_in(True)
             return
-        steps: list[Step] = [PlaceWorkspace(self.profile.files.workspace)]
+        run = self.profile.capabilities.native_code
+        steps: list[Step] = [PlaceWorkspace(self.profile.files.workspace, run)]
         self._shared.loop.when_done(enter(self._pidfd, steps, self._descriptors), self._moved_in)
         self._close_descriptors()
 

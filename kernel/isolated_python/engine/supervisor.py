@@ -275,7 +275,7 @@ class Supervisor:
 
     def _plan(self, profile: Profile, request: Request, *, workspace_later: bool = False) -> Plan:
         wanted = profile.layers.seccomp != "off" and not self.host.lacks("seccomp")[0]
-        filter = self._filter("kernel") if wanted else None
+        filter = self._filter(seccomp.table_of(profile)) if wanted else None
         hidden, modules = self.views[request["view"]]
         trees = tuple(request["trees"])
         return plan(profile, self.host, trees, filter, hidden, modules, workspace_later=workspace_later)
@@ -286,7 +286,8 @@ class Supervisor:
         return self.filters[name]
 
     def _call_name(self, number: int) -> str:
-        return self._filter("kernel").names.get(number, str(number))
+        known = (filter.names[number] for filter in self.filters.values() if number in filter.names)
+        return next(known, str(number))
 
     def _taken(self, pid: int) -> bool:
         known = {sandbox.pid for sandbox in self.sandboxes.values()} | {zygote.pid for zygote in self.zygotes.values()}

@@ -28,9 +28,10 @@ def _here(folder: int) -> int:
     return found
 
 
-def detached(folder: int, *, writable: bool, uid: int | None) -> int:
+def detached(folder: int, *, writable: bool, uid: int | None, run: bool = True) -> int:
     """A mount of the open `folder`. With `uid`, what the folder's owner owns on disk belongs to `uid` in the mount.
 
+    `run`: whether what lies there may be executed.
     An ordinary user may not leave out what is mounted below the folder; where owners are translated it is left out,
     since another file system may be unable to translate. Raises LaunchError where this one is.
     """
@@ -40,8 +41,8 @@ def detached(folder: int, *, writable: bool, uid: int | None) -> int:
     finally:
         os.close(here)
     try:
-        attributes = SAFE | (0 if writable else mount.MOUNT_ATTR_RDONLY)
-        mount.set_attributes(tree, attributes, recursive=uid is None)
+        refused = (0 if writable else mount.MOUNT_ATTR_RDONLY) | (0 if run else mount.MOUNT_ATTR_NOEXEC)
+        mount.set_attributes(tree, SAFE | refused, recursive=uid is None)
         if uid is not None:
             owner = os.fstat(folder)
             translation = _translation((owner.st_uid, uid, 1), (owner.st_gid, uid, 1))

@@ -68,7 +68,7 @@ REASONS: dict[str, Reason] = {
 }  # fmt: skip
 
 SPAWNING = ("subprocess.py", "popen_fork.py", "popen_spawn_posix.py", "_process_posix.py", "pty.py", "ptyprocess.py")
-SPAWNERS = ("fork(", "forkpty(", "posix_spawn", "execv", "execl", "system(", "popen(", "Popen(", "_fork_exec")
+SPAWNERS = ("fork(", "forkpty(", "posix_spawn", "execv", "execl", "system(", "popen(", "Popen(", "fork_exec")
 LOADING = ("cannot open shared object", "failed to map segment", "cannot change memory protections")
 
 
@@ -128,7 +128,7 @@ def _refused(error: OSError, granted: dict[str, Any]) -> str:
 
 def _is_mapping(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, (PermissionError, MemoryError)) and bool(frames) and "mmap" in (frames[-1].line or "")
+    return isinstance(error, (PermissionError, MemoryError)) and bool(frames) and any(one in (frames[-1].line or "") for one in ("mmap", "CFUNCTYPE"))
 
 
 def told(name: str, granted: dict[str, Any]) -> str:
@@ -144,7 +144,7 @@ def told(name: str, granted: dict[str, Any]) -> str:
 def amount(key: str, value: Any) -> str:
     """A value of a profile as people write it."""
     if value is None:
-        return "unlimited"
+        return "everything" if key == "display" else "unlimited"
     if key in ("memory", "file_size", "tmp", "shm", "output", "message", "output_rate"):
         return f"{value / MiB:g} MiB"
     if key in ("cpu_time", "wall_clock"):

@@ -18,7 +18,7 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.zmqshell import ZMQInteractiveShell
 from tornado.ioloop import IOLoop
 
-from isolated_python.guard import explain
+from isolated_python import guard
 from isolated_python.launcher.application import IsolatedKernelApp, apart
 from isolated_python.layers.step import Descriptors
 from isolated_python.linux import packets

@@ -63,12 +63,15 @@ class MountScratch(Step):
 
     size: int  # bytes
     shm: int  # bytes
+    run: bool = True  # whether what is written there may be run
 
     def describe(self) -> str:
-        return f"write at most {self.size >> 20} MiB to /tmp and its home, and {self.shm >> 20} MiB to /dev/shm"
+        nothing = "" if self.run else ", and run none of it"
+        return f"write at most {self.size >> 20} MiB to /tmp and its home, {self.shm >> 20} MiB to /dev/shm{nothing}"
 
     def execute(self, descriptors: Descriptors) -> None:
-        mount.mount("tmpfs", "/tmp", "tmpfs", SAFE, f"size={self.size},mode=755,nr_inodes={max(1024, self.size >> 12)}")
+        flags = SAFE if self.run else SAFE | mount.MS_NOEXEC
+        mount.mount("tmpfs", "/tmp", "tmpfs", flags, f"size={self.size},mode=755,nr_inodes={max(1024, self.size >> 12)}")
         for name, mode in (("home", 0o700), ("workspace", 0o700), ("tmp", 0o1777)):
             os.mkdir(f"/tmp/{name}")
             os.chmod(f"/tmp/{name}", mode)
@@ -76,7 +79,7 @@ class MountScratch(Step):
         os.mkdir("/tmp/work")
         for name, place in (("home", HOME), ("workspace", WORKSPACE)):
             mount.mount(f"/tmp/{name}", place, "", mount.MS_BIND)
-        mount.mount("tmpfs", "/dev/shm", "tmpfs", SAFE, f"size={self.shm},mode=1777")
+        mount.mount("tmpfs", "/dev/shm", "tmpfs", flags, f"size={self.shm},mode=1777")
         mount.mount("devpts", "/dev/pts", "devpts", mount.MS_NOSUID | mount.MS_NOEXEC, "newinstance,ptmxmode=0666")
 
 
@@ -85,9 +88,10 @@ class PlaceWorkspace(Step):
     """The folder of the notebook, as the profile grants it. Its mount was made outside, by descriptor."""
 
     mode: str
+    run: bool = True
 
     def describe(self) -> str:
-        return f"work in {WORKSPACE}, the notebook's folder, {self.mode}"
+        return f"work in {WORKSPACE}, the notebook's folder, {self.mode}{'' if self.run else ', and run nothing in it'}"
 
     def execute(self, descriptors: Descriptors) -> None:
         tree = descriptors["workspace"]
@@ -96,7 +100,8 @@ class PlaceWorkspace(Step):
             return
         mount.place(tree, "/run/lower")
         options = "lowerdir=/run/lower,upperdir=/tmp/changes,workdir=/tmp/work,userxattr"
-        mount.mount("overlay", WORKSPACE, "overlay", SAFE, options)
+        flags = SAFE if self.run else SAFE | mount.MS_NOEXEC
+        mount.mount("overlay", WORKSPACE, "overlay", flags, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +170,10 @@ def plan(
     `parted`: the numbers of the view's trees of which it hides something.
     """
     steps: list[Step] = [MountProc()] if profile.layers.pid != "off" else []
-    steps.append(MountScratch(profile.resources.tmp, profile.resources.shm))
+    run = profile.capabilities.native_code
+    steps.append(MountScratch(profile.resources.tmp, profile.resources.shm, run))
     if profile.files.workspace != "none" and not workspace_later:
-        steps.append(PlaceWorkspace(profile.files.workspace))
+        steps.append(PlaceWorkspace(profile.files.workspace, run))
     if profile.files.mounts:
         steps.append(PlaceMounts(tuple(grant.target for grant in profile.files.mounts)))
     steps.append(CloseScratch())

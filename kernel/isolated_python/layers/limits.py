@@ -25,7 +25,7 @@ class Limit(Step):
 
 
 def plan(profile: Profile) -> list[Step]:
-    granted = profile.resources
+    granted = profile.limits
     steps: list[Step] = [
         Limit("NOFILE", granted.open_files),
         # Counted per user namespace, and part of what a flood would pin in the kernel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 from dataclasses import dataclass
 
@@ -72,6 +73,21 @@ class NoNewPrivileges(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class WriteOrExecute(Step):
+    """The second lock on machine code of one's own, beside seccomp's: by Linux itself, from 6.3 on."""
+
+    def describe(self) -> str:
+        return "never run memory that it has written"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        try:
+            prctl.set_mdwe()
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an older Linux, where the filter holds it alone
+                raise
+
+
+@dataclass(frozen=True, slots=True)
 class DieWith(Step):
     """Follow the launcher into death, so that a crash of ours leaves no orphan."""
 
@@ -121,4 +137,5 @@ def plan(profile: Profile, *, core_pattern: str, parent_death_signal: int = 0) -
     # "|" is a program, "@" (linux 6.16) a socket.
     limit = 1 if core_pattern.startswith(("|", "@")) else 0
     bound: list[Step] = [DieWith(parent_death_signal)] if parent_death_signal else []
-    return [NoCoreDumps(limit), *dropped, OwnProc(), *bound, NoNewPrivileges()]
+    native: list[Step] = [] if profile.capabilities.native_code else [WriteOrExecute()]
+    return [NoCoreDumps(limit), *dropped, OwnProc(), *bound, NoNewPrivileges(), *native]

@@ -22,14 +22,14 @@ from ..linux import seccomp
 from ..linux.libc import MACHINE
 from ..policy.profile import Profile
 from .filters import EVERY_BIT, KILL, NOTIFY, Match, Table
-from .filters.kernel import KERNEL
+from .filters.kernel import VARIANTS, WITHOUT, variant
 from .filters.relay import RELAY
 from .step import Descriptors, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TABLES: dict[str, Table] = {table.name: table for table in (KERNEL, RELAY)}
+TABLES: dict[str, Table] = {table.name: table for table in (*VARIANTS, RELAY)}
 
 LISTENER = "seccomp"  # the name under which the step leaves the descriptor of its refused calls
 FORMAT = 1  # of the kept file, and of how tables become rules: a change makes every kept filter stale
@@ -78,6 +78,11 @@ class LoadFilter(Step):
         listener = seccomp.load(b64decode(self.program), notify=self.notify)
         if listener is not None:
             descriptors[LISTENER] = listener
+
+
+def table_of(profile: Profile) -> str:
+    """The name of the table that holds what this profile grants."""
+    return variant(tuple(name for name in WITHOUT if not getattr(profile.capabilities, name)))
 
 
 def plan(profile: Profile, filter: Filter | None) -> list[Step]:

@@ -6,8 +6,10 @@ Source of the defaults: the shipped profile `standard`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
+
+KERNEL_TASKS = 16  # threads that ipykernel has of its own, and process 1, with some to spare
 
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
@@ -130,6 +132,15 @@ class Profile:
     cells: Cells = field(default_factory=Cells)
     channels: Channels = field(default_factory=Channels)
     layers: Layers = field(default_factory=Layers)
+
+    @property
+    def limits(self) -> Resources:
+        """The resources, less what `capabilities.threads` takes of the processes."""
+        threads, most = self.capabilities.threads, self.resources.processes
+        if threads is None:
+            return self.resources
+        tasks = KERNEL_TASKS + threads
+        return replace(self.resources, processes=tasks if most is None else min(most, tasks))
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)

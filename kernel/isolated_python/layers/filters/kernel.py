@@ -1,6 +1,8 @@
 """
 What a notebook kernel, and whatever it starts, may ask of Linux.
 
+A profile that grants less (no programs, no sockets, no machine code of one's own) gets a table of its own: see VARIANTS.
+
 What ordinary programs were seen to use, and their kin, is granted. What a sandbox exists to refuse answers EPERM and
 tells the supervisor. What libraries ask for every day and do without is refused silently. Everything else, and every
 call newer than this page, answers ENOSYS: to a library that is an older Linux, and it falls back.
@@ -8,7 +10,9 @@ call newer than this page, answers ENOSYS: to a library that is an older Linux, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from errno import EAFNOSUPPORT, EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
+from itertools import combinations
 
 from . import ALLOW, NOTIFY, Group, Match, Table, When, any_of, exactly, none_of, one_of, otherwise, refuse
 
@@ -313,10 +317,67 @@ RULES = (
     When("arch_prctl", refuse(EINVAL), (otherwise(0),)),
 )
 
-KERNEL = Table(
-    name="kernel",
-    reason="what a notebook kernel, and whatever it starts, may ask of Linux",
-    default=refuse(ENOSYS),
-    groups=(*GRANTED, *AUDITED, *SILENT, *ABSENT),
-    rules=RULES,
-)
+# ---- what a profile may grant less of ------------------------------------------------------------------------------
+
+CLONE_THREAD = 0x00010000
+PROT_WRITE, PROT_EXEC, MAP_ANONYMOUS = 2, 4, 0x20
+
+# Not granted: the calls that are refused, and the rules that take the place of those for the same calls.
+WITHOUT: dict[str, tuple[Group, tuple[When, ...]]] = {
+    "subprocess": (
+        Group("start programs, or another process", NOTIFY, ("fork", "vfork", "execve", "execveat")),
+        (
+            # A thread is a clone that shares everything; a process, however it is made, is one that does not.
+            When("clone", ALLOW, (Match(0, CLONE_THREAD, CLONE_THREAD | NAMESPACES),)),
+            When("clone", NOTIFY, (none_of(0, CLONE_THREAD | NAMESPACES),)),
+            *(When("clone", NOTIFY, (match,)) for match in any_of(0, NAMESPACES)),
+        ),
+    ),
+    # A pair of sockets is connected to itself alone, and every event loop wants one.
+    "sockets": (
+        Group("", NOTIFY, ()),
+        (
+            When("socket", refuse(EOPNOTSUPP), (exactly(0, NETLINK),)),
+            When("socket", NOTIFY, (otherwise(0),)),
+        ),
+    ),
+    # The mounts run nothing that the kernel wrote; here is the rest: memory that was written never runs.
+    "native_code": (
+        Group("make a file that no mount forbids to run", NOTIFY, ("memfd_create",)),
+        (
+            When("mmap", ALLOW, (none_of(2, PROT_EXEC),)),
+            When("mmap", NOTIFY, (Match(2, PROT_EXEC | PROT_WRITE, PROT_EXEC | PROT_WRITE),)),
+            When("mmap", NOTIFY, (Match(2, PROT_EXEC, PROT_EXEC | PROT_WRITE), Match(3, MAP_ANONYMOUS, MAP_ANONYMOUS))),
+            When("mmap", ALLOW, (Match(2, PROT_EXEC, PROT_EXEC | PROT_WRITE), none_of(3, MAP_ANONYMOUS))),
+            When("mprotect", ALLOW, (none_of(2, PROT_EXEC),)),
+            When("mprotect", NOTIFY, (Match(2, PROT_EXEC, PROT_EXEC),)),
+        ),
+    ),
+}
+
+
+def variant(without: tuple[str, ...]) -> str:
+    """The name of the table for a profile that does not grant `without`."""
+    return "".join(["kernel", *(f"-no-{name}" for name in WITHOUT if name in without)])
+
+
+def _table(without: tuple[str, ...]) -> Table:
+    groups: list[Group] = [*GRANTED, *AUDITED, *SILENT, *ABSENT]
+    rules: list[When] = [*RULES]
+    for name in without:
+        group, instead = WITHOUT[name]
+        taken = {*group.calls, *(rule.call for rule in instead)}
+        groups = [replace(one, calls=tuple(call for call in one.calls if call not in taken)) for one in groups]
+        groups += [group] if group.calls else []
+        rules = [*(rule for rule in rules if rule.call not in taken), *instead]
+    return Table(
+        name=variant(without),
+        reason="what a notebook kernel, and whatever it starts, may ask of Linux",
+        default=refuse(ENOSYS),
+        groups=tuple(groups),
+        rules=tuple(rules),
+    )
+
+
+VARIANTS = tuple(_table(some) for count in range(len(WITHOUT) + 1) for some in combinations(WITHOUT, count))
+KERNEL = VARIANTS[0]
