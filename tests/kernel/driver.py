@@ -244,7 +244,6 @@ def connection(ask: dict[str, Any]) -> dict[str, Any]:
     return {**info, "key": info["key"].decode()}
 
 
-
 for line in sys.stdin:
     ask = json.loads(line)
     try:

@@ -45,7 +45,9 @@ def test_no_subprocess_is_no_program_and_no_fork(server: Server) -> None:
         "system": "os.system('true')",
     }
     code = TRY + "import os, subprocess, multiprocessing, ctypes\n"
-    code += "print({" + ", ".join(f"{name!r}: tried(lambda: {act})" for name, act in acts.items() if name != "exec") + "})"
+    code += (
+        "print({" + ", ".join(f"{name!r}: tried(lambda: {act})" for name, act in acts.items() if name != "exec") + "})"
+    )
     server.start()
     control = server.text(code.replace("os.fork()", "os.fork() or os._exit(0)").replace("syscall(58)", "getpid() * 0"))
     assert "PermissionError" not in control
@@ -60,13 +62,19 @@ def test_no_subprocess_is_no_program_and_no_fork(server: Server) -> None:
 
 
 def test_no_sockets_is_no_family_at_all(server: Server) -> None:
-    code = TRY + "import socket\nprint([tried(lambda: socket.socket(f, t).family.name) for f, t in ((1, 1), (2, 1), (2, 2), (10, 1))])"
+    code = (
+        TRY
+        + "import socket\nprint([tried(lambda: socket.socket(f, t).family.name) for f, t in ((1, 1), (2, 1), (2, 2), (10, 1))])"
+    )
     server.start()
     assert server.text(code) == "['AF_UNIX', 'AF_INET', 'AF_INET', 'AF_INET6']"
     server.start("none", overrides=NOT["sockets"])
     assert server.text(code, "none") == str(["PermissionError"] * 4)
     assert server.text("import socket; a, b = socket.socketpair(); a.send(b'x'); print(b.recv(1))", "none") == "b'x'"
-    assert "capabilities.sockets" in server.run("import socket; socket.create_connection(('127.0.0.1', 9))", "none")["text"]
+    assert (
+        "capabilities.sockets"
+        in server.run("import socket; socket.create_connection(('127.0.0.1', 9))", "none")["text"]
+    )
 
 
 def test_no_native_code_runs_nothing_that_the_kernel_wrote(server: Server) -> None:
@@ -87,7 +95,9 @@ def test_no_native_code_runs_nothing_that_the_kernel_wrote(server: Server) -> No
     server.start()
     assert server.text(code) == f"{[0] * 4} {[True] * 4} True 0 True"
     server.start("none", overrides=NOT["native_code"])
-    assert server.text(code, "none") == f"{['PermissionError'] * 4} {['OSError'] * 4} PermissionError -1 PermissionError"
+    assert (
+        server.text(code, "none") == f"{['PermissionError'] * 4} {['OSError'] * 4} PermissionError -1 PermissionError"
+    )
     said = server.run("import ctypes; ctypes.CDLL('/tmp/x.so')", "none")["text"]
     assert "capabilities.native_code" in said
     server.start("copied", overrides={**NOT["native_code"], "files": {"workspace": "copy-on-write"}})

@@ -15,7 +15,7 @@ def test_what_is_not_granted_is_not_there(server: Server) -> None:
     assert server.text(FIND) == "['numpy', 'pandas', 'click', 'pytest', 'pip']"  # the control: they are installed
     server.start("listed", overrides=LIST)
     assert server.text(FIND, "listed") == "['numpy']"
-    assert server.text(f"!python -c \"{FIND}\"", "listed") == "['numpy']"
+    assert server.text(f'!python -c "{FIND}"', "listed") == "['numpy']"
     assert server.text("import numpy; print(numpy.arange(3).sum())", "listed") == "3"
     assert server.text("import os; print(os.listdir('/run/trees'), os.listdir('/run/hidden'))", "listed") == "[] []"
 
@@ -35,9 +35,7 @@ def test_hidden_is_for_choice(server: Server) -> None:
     assert server.text(FIND) == "['numpy', 'pandas', 'click', 'pytest', 'pip']"
 
 
-@pytest.mark.parametrize(
-    ("grant", "words"), [("nunpy", "or numpy"), ("no-such-thing", "nothing here is called")]
-)
+@pytest.mark.parametrize(("grant", "words"), [("nunpy", "or numpy"), ("no-such-thing", "nothing here is called")])
 def test_a_name_of_nothing_starts_nothing(server: Server, grant: str, words: str) -> None:
     answer = server.refused(overrides={"modules": {"grant": [grant]}})
     assert words in answer["error"]

@@ -31,7 +31,9 @@ def explain(profile: str, as_json: bool) -> None:
 
     resolved = sources.load(profile)
     facts = host.probe()
-    filter = None if facts.lacks("seccomp")[0] else seccomp.cached(seccomp.table_of(resolved.profile), places.cache_folder())
+    filter = (
+        None if facts.lacks("seccomp")[0] else seccomp.cached(seccomp.table_of(resolved.profile), places.cache_folder())
+    )
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     trees, view = interpreters.shown(command, resolved.profile)
     hidden = view.hidden if view is not None else ()

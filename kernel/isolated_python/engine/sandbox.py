@@ -160,9 +160,7 @@ class Sandbox:
         files, run = self.profile.files, self.profile.capabilities.native_code
         if files.workspace != "none":
             writable = files.workspace == "read-write"
-            self._descriptors["workspace"] = workspace.detached(
-                given.pop(0), writable=writable, uid=self._uid, run=run
-            )
+            self._descriptors["workspace"] = workspace.detached(given.pop(0), writable=writable, uid=self._uid, run=run)
         for number, grant in enumerate(files.mounts):
             tree = workspace.detached(given.pop(0), writable=grant.writable, uid=self._uid, run=run)
             self._descriptors[f"mount-{number}"] = tree

@@ -79,7 +79,9 @@ def kind(error: BaseException, granted: dict[str, Any], lists: dict[str, list[st
     words, number = str(error), error.errno if isinstance(error, OSError) else None
     if type(error).__name__ == "ModuleNotGranted":
         found = "module"
-    elif isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in (lists or {}).get("refused", ()):
+    elif isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in (lists or {}).get(
+        "refused", ()
+    ):
         found = "hidden"
     elif not capabilities["native_code"] and (any(one in words for one in LOADING) or _is_mapping(error)):
         found = "native_code"
@@ -128,7 +130,11 @@ def _refused(error: OSError, granted: dict[str, Any]) -> str:
 
 def _is_mapping(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, (PermissionError, MemoryError)) and bool(frames) and any(one in (frames[-1].line or "") for one in ("mmap", "CFUNCTYPE"))
+    return (
+        isinstance(error, (PermissionError, MemoryError))
+        and bool(frames)
+        and any(one in (frames[-1].line or "") for one in ("mmap", "CFUNCTYPE"))
+    )
 
 
 def told(name: str, granted: dict[str, Any]) -> str:

@@ -25,6 +25,6 @@ def _install() -> None:
 
 try:
     _install()
-except Exception:  # noqa: S110 - a courtesy, not a promise
+except Exception:
     pass
 del _install

@@ -96,7 +96,9 @@ def plan(
     parted = tuple(number for number, tree in enumerate(shown) if view.below(tree, hidden))
     if parted and host.lacks("overlay")[0]:
         cause, remedy = host.lacks("overlay")
-        raise HostError(f"packages cannot be hidden on this host: {cause}", remedy=f"{remedy}, or modules.hidden = false")
+        raise HostError(
+            f"packages cannot be hidden on this host: {cause}", remedy=f"{remedy}, or modules.hidden = false"
+        )
     targets = tuple(grant.target for grant in profile.files.mounts)
 
     init: list[Step] = [identity.BecomeUser(), *files.plan(profile, shared, parted, workspace_later=workspace_later)]

@@ -71,7 +71,9 @@ class MountScratch(Step):
 
     def execute(self, descriptors: Descriptors) -> None:
         flags = SAFE if self.run else SAFE | mount.MS_NOEXEC
-        mount.mount("tmpfs", "/tmp", "tmpfs", flags, f"size={self.size},mode=755,nr_inodes={max(1024, self.size >> 12)}")
+        mount.mount(
+            "tmpfs", "/tmp", "tmpfs", flags, f"size={self.size},mode=755,nr_inodes={max(1024, self.size >> 12)}"
+        )
         for name, mode in (("home", 0o700), ("workspace", 0o700), ("tmp", 0o1777)):
             os.mkdir(f"/tmp/{name}")
             os.chmod(f"/tmp/{name}", mode)

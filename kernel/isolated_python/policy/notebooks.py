@@ -108,5 +108,7 @@ def grants(wanted: Wanted, installed: Mapping[str, Collection[str]]) -> tuple[li
             owners.setdefault(module, []).append(name)
     plain = sorted(name for name in wanted.modules if name in sys.stdlib_module_names)
     others = [name for name in wanted.modules if name not in sys.stdlib_module_names]
-    found = sorted({min(owners[name], key=lambda one: (one != name, len(one), one)) for name in others if name in owners})
+    found = sorted(
+        {min(owners[name], key=lambda one: (one != name, len(one), one)) for name in others if name in owners}
+    )
     return [*plain, *found], sorted(name for name in others if name not in owners)
