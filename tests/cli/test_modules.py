@@ -19,7 +19,10 @@ CELLS = [
     "%%timeit\nimport math",
     "%%bash\nimport this is no python",
     "%%html\n<b>import</b>",
-    "def late():\n    if True:\n        import csv\n    %config x = 1\n    import importlib\n    importlib.import_module('sqlite3.dbapi2')",
+    (
+        "def late():\n    if True:\n        import csv\n    %config x = 1\n    import importlib\n"
+        "    importlib.import_module('sqlite3.dbapi2')"
+    ),
     "from . import neighbour\nimport helper\nfrom IPython.display import HTML\nawait something",
     "import (",
     "raise SystemExit  # and nothing of it is run",

@@ -315,7 +315,7 @@ class Neighbour(Target):
 
 NEIGHBOUR = """
 import os, pathlib
-for path in ("/workspace/secret.txt", "/tmp/secret.txt", "/home/user/secret.txt", "/dev/shm/secret.txt"):
+for path in ("/mnt/workspace/secret.txt", "/tmp/secret.txt", "/home/user/secret.txt", "/dev/shm/secret.txt"):
     pathlib.Path(path).write_text({token!r})
 held = open("/tmp/secret.txt")
 kept = {token!r}

@@ -213,7 +213,8 @@ SPOKEN = [
     ),
     spoken(
         "a_heartbeat_of_many_pages", "Make the client keep a heartbeat that is larger than any.",
-        b"\x01\0\x02" + (LARGE_HEARTBEAT := 8192).to_bytes(8, "big") + MARK + b"x" * (LARGE_HEARTBEAT - 16), channel="hb",
+        b"\x01\0\x02" + (LARGE_HEARTBEAT := 8192).to_bytes(8, "big") + MARK + b"x" * (LARGE_HEARTBEAT - 16),
+        channel="hb",
     ),
     spoken(
         "more_than_was_granted", "Send a message that is larger than the profile lets through.",

@@ -63,8 +63,8 @@ def test_no_subprocess_is_no_program_and_no_fork(server: Server) -> None:
 
 def test_no_sockets_is_no_family_at_all(server: Server) -> None:
     code = (
-        TRY
-        + "import socket\nprint([tried(lambda: socket.socket(f, t).family.name) for f, t in ((1, 1), (2, 1), (2, 2), (10, 1))])"
+        TRY + "import socket\nprint([tried(lambda: socket.socket(f, t).family.name)"
+        " for f, t in ((1, 1), (2, 1), (2, 2), (10, 1))])"
     )
     server.start()
     assert server.text(code) == "['AF_UNIX', 'AF_INET', 'AF_INET', 'AF_INET6']"

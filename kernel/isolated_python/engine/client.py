@@ -92,7 +92,7 @@ class Client:
         return answer
 
     def see(self, made: View | None) -> str:
-        """The name of a view, after telling the supervisor of it, if it does not know it. It is told before it is asked."""
+        """The name of a view, of which the supervisor is told before it is asked for it."""
         if made is None:
             return ""
         if self.views.get(made.of) != made.digest:

@@ -160,7 +160,7 @@ def _package(folder: str, name: str, paths: dict[str, tuple[str, ...]]) -> Packa
     tops, programs = {name}, []
     if record is not None:
         for path in _files(record):
-            if path.startswith("../") or path.startswith("/"):
+            if path.startswith(("../", "/")):
                 outside = os.path.normpath(os.path.join(folder, path))
                 if os.path.basename(os.path.dirname(outside)) == "bin":
                     programs.append(outside)
@@ -396,7 +396,7 @@ def _shared(found: Environment, folder: str, visible: set[Package]) -> dict[str,
         for name in _listed(f"{folder}/{path}"):
             below = f"{path}/{name}"
             if name == "__pycache__":
-                names = _caches(f"{folder}/{below}", lambda stem, path=path: f"{path}/{stem}.py" in shown)  # type: ignore[misc]
+                names = _caches(f"{folder}/{below}", lambda stem, path=path: f"{path}/{stem}.py" in shown)
                 hidden.setdefault(f"{folder}/{below}", set()).update(names)
             elif below not in shown:
                 hidden.setdefault(f"{folder}/{path}", set()).add(name)

@@ -1,7 +1,7 @@
 """
 The guard: beside user code, explains what was refused; nothing rests on it.
 
-Runs:     in the kernel, where user code can change it at will; also in environments that know nothing of us (foreign.py)
+Runs:     in the kernel, where user code can change it at will; also where nobody knows of us (foreign.py)
 Trusts:   nobody, and nobody trusts it
 Imports:  nothing
 """

@@ -1,4 +1,4 @@
-"""Adds one sentence to an error that a layer of the sandbox is behind: which layer, how much, which key of the profile."""
+"""Adds one sentence to an error that a layer of the sandbox is behind: the layer, how much, the profile's key."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REASONS: dict[str, Reason] = {
         "cgroup", "this kernel may have {resources.processes} processes and threads together", ("resources.processes",)
     ),
     "threads": Reason(
-        "cgroup", "this kernel may have {capabilities.threads} threads and processes of its own", ("capabilities.threads",)
+        "cgroup", "this kernel may have {capabilities.threads} threads and processes", ("capabilities.threads",)
     ),
     "ENOMEM": Reason("cgroup", "this kernel may use {resources.memory} of memory", ("resources.memory",)),
     "EMFILE": Reason(
@@ -64,7 +64,7 @@ REASONS: dict[str, Reason] = {
     "SIGKILL": Reason("cgroup", "a program needed more than this kernel's {resources.memory}", ("resources.memory",)),
     "SIGXFSZ": Reason("rlimits", "a file of this kernel may have {resources.file_size}", ("resources.file_size",)),
     "module": Reason("guard", "the profile {name} does not grant this module", ("modules.grant",)),
-    "hidden": Reason("mount", "the profile {name} hides packages that it does not grant", ("modules.grant", "modules.hidden")),
+    "hidden": Reason("mount", "the profile {name} hides what it does not grant", ("modules.grant", "modules.hidden")),
 }  # fmt: skip
 
 SPAWNING = ("subprocess.py", "popen_fork.py", "popen_spawn_posix.py", "_process_posix.py", "pty.py", "ptyprocess.py")
@@ -92,16 +92,16 @@ def kind(error: BaseException, granted: dict[str, Any], lists: dict[str, list[st
     elif type(error).__name__ == "gaierror":
         found = "ENETUNREACH" if capabilities["sockets"] else "sockets"
     elif type(error).__name__ == "CalledProcessError":
-        codes = {signal.SIGSYS: "SIGSYS", signal.SIGKILL: "SIGKILL", signal.SIGXFSZ: "SIGXFSZ"}
+        codes = {number.value: number.name for number in (signal.SIGSYS, signal.SIGKILL, signal.SIGXFSZ)}
         code = getattr(error, "returncode", 0)
         found = codes.get(-code if code < 0 else code - 128, "")
     elif number == errno.EAGAIN:
         found = _tasks(granted) if "fork" in words or "Resource temporarily unavailable" in words else ""
-    elif number in (errno.EPERM, errno.EACCES):
+    elif isinstance(error, OSError) and number in (errno.EPERM, errno.EACCES):
         found = _refused(error, granted)
     elif number == errno.EROFS:
         inside = str(getattr(error, "filename", "") or "")
-        own = not inside.startswith("/") or inside.startswith("/workspace")
+        own = not inside.startswith("/") or inside.startswith(("/workspace", "/mnt/workspace"))
         found = "workspace" if own and granted["files"]["workspace"] == "read-only" else "EROFS"
     elif number is not None:
         found = errno.errorcode.get(number, "")

@@ -48,7 +48,9 @@ def install(shell: Any, profile: str, granted: Collection[str], refused: Collect
     not_granted = frozenset(refused)
     ours = types.ModuleType("builtins", builtins.__doc__)
 
-    def __import__(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+    def __import__(  # noqa: N807
+        name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
+    ) -> Any:
         top = name.partition(".")[0]
         # C code that a cell calls, such as pickle's, comes by with a list; an import statement never does.
         cells = level == 0 and not isinstance(fromlist, list)

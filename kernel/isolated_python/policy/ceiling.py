@@ -62,7 +62,7 @@ def _modules(profile: Profile, ceiling: Profile, named: frozenset[str], notes: l
     for key in ("hidden", "guard"):
         if key in named and getattr(most, key) and not getattr(mine, key):
             notes.append(f"modules.{key} is true instead of false: the site's ceiling")
-            mine = replace(mine, **{key: True})
+            mine = replace(mine, **{key: True})  # type: ignore[arg-type]
     if "grant" in named and most.grant is not None:
         if mine.grant is None:
             notes.append("modules.grant is the list of the site's ceiling instead of everything")
@@ -85,7 +85,7 @@ def _capabilities(profile: Profile, ceiling: Profile, named: frozenset[str], not
     for key in ("subprocess", "sockets", "native_code"):
         if key in named and getattr(mine, key) and not getattr(most, key):
             notes.append(f"capabilities.{key} is false instead of true: the site's ceiling")
-            mine = replace(mine, **{key: False})
+            mine = replace(mine, **{key: False})  # type: ignore[arg-type]
     if "threads" in named and most.threads is not None and (mine.threads is None or mine.threads > most.threads):
         notes.append(f"capabilities.threads is {most.threads} instead of {mine.threads or 'unlimited'}: the ceiling")
         mine = replace(mine, threads=most.threads)

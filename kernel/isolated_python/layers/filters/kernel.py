@@ -1,7 +1,7 @@
 """
 What a notebook kernel, and whatever it starts, may ask of Linux.
 
-A profile that grants less (no programs, no sockets, no machine code of one's own) gets a table of its own: see VARIANTS.
+A profile that grants less (programs, sockets, machine code of one's own) gets a table of its own: see VARIANTS.
 
 What ordinary programs were seen to use, and their kin, is granted. What a sandbox exists to refuse answers EPERM and
 tells the supervisor. What libraries ask for every day and do without is refused silently. Everything else, and every
