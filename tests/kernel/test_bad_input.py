@@ -37,7 +37,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("fewer files than a kernel needs", {"overrides": resources(open_files=8)}, "at least"),
     ("less of /tmp than a kernel needs", {"overrides": resources(tmp="4 KiB")}, "at least"),
     ("less CPU than Linux can count", {"overrides": resources(cpu=0.001)}, "at least"),
-    ("more processes than Linux can count", {"overrides": resources(processes=10**12)}, "at most"),
+    ("more processes than Linux can count", {"overrides": resources(processes=10**12)}, "whole number from 1 to"),
     ("a typo in a kernelspec", {"spec": {"metadata": {"kernel_provisioner": OURS | {"config": {"profil": "shared"}}}}},
      "did you mean profile"),
     ("a number for a profile", {"spec": {"metadata": {"kernel_provisioner": OURS | {"config": {"profile": 3}}}}},

@@ -120,6 +120,6 @@ def test_another_program_cannot_start_without_what_it_needs(server: Server) -> N
     """It is started by execve and listens on sockets of its own: refused in one sentence, and nothing starts."""
     argv = ["/usr/bin/python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     for name in ("subprocess", "sockets"):
-        said = server.refused(overrides=NOT[name], argv=argv)["error"]
+        said = server.refused(overrides=NOT[name], spec={"argv": argv})["error"]
         assert f"grants no {name}" in said
         assert "\n" not in said

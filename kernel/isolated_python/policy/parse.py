@@ -46,7 +46,6 @@ TAKEN = (
     "/home/user",
     "/mnt/workspace",
     "/workspace",
-    "/mnt",
 )
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 GRANT = re.compile(r"[A-Za-z0-9_*?\[\]!][A-Za-z0-9_.*?\[\]!-]*")
