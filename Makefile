@@ -23,7 +23,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test fuzz test-upstream test-vm test-all lint types contracts bench clean wheel
+.PHONY: help run test test-places fuzz test-upstream test-vm test-all lint types contracts bench clean wheel
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,7 +57,7 @@ run: | .cache ## Make .venv, install the package, run a notebook in the sandbox 
 	.venv/bin/jupyter isolated run $(NOTEBOOK) $(ARGS)
 
 .cache/wheel/.built: $(SOURCES) README.md LICENSE | .cache
-	$(call packages,python3 python3-venv libseccomp2 strace)
+	$(call packages,python3 python3-venv libseccomp2 strace chromium fonts-dejavu-core)
 	$(call venv,$(TEST))
 	@rm -rf .cache/wheel && mkdir -p .cache/wheel
 	@$(TEST)/bin/pip wheel -q --no-deps -w .cache/wheel . && touch $@
@@ -67,7 +67,7 @@ wheel: .cache/wheel/.built ## Build the wheel that is tested
 # The wheel is installed twice: for what it needs, and for itself, since pip keeps a package whose version it knows.
 $(TEST)/.installed: .cache/wheel/.built
 	$(call venv,$(TEST))
-	@umask 022; $(TEST)/bin/pip install -q "$(WHEEL)[test,dev]" && $(TEST)/bin/pip install -q --no-deps --force-reinstall "$(WHEEL)" && touch $@
+	@umask 022; $(TEST)/bin/pip install -q "$(WHEEL)[test,places,dev]" && $(TEST)/bin/pip install -q --no-deps --force-reinstall "$(WHEEL)" && touch $@
 
 $(UPSTREAM)/.installed: .cache/wheel/.built tests/upstream/requirements.txt
 	$(call venv,$(UPSTREAM))
@@ -81,6 +81,9 @@ fuzz: $(TEST)/.installed ## Every parser that meets hostile bytes, SECONDS each 
 	@$(TEST)/bin/pip install -q "atheris>=3" || echo "atheris cannot be had here: hypothesis goes on alone" >&2
 	$(TEST)/bin/python -P tests/fuzz/run.py --seconds $(SECONDS) $(ARGS) </dev/null
 
+test-places: $(TEST)/.installed ## Browser, hub, graded class and locked server, in full
+	$(TEST)/bin/python -P -m pytest -q tests/places -m 'thorough or not thorough' $(ARGS) </dev/null
+
 test-upstream: $(UPSTREAM)/.installed ## Other people's suites, in the sandbox (ARGS=… names suites, --stock)
 	$(UPSTREAM)/bin/python tests/upstream/run.py $(ARGS) </dev/null
 
@@ -88,7 +91,7 @@ test-vm: $(TEST)/.installed ## A virtual machine with cgroup v2 and systemd (slo
 	@test -d tests/vm || { echo "There is no tests/vm in this checkout." >&2; exit 1; }
 	$(TEST)/bin/python -P -m pytest -q tests/vm -o norecursedirs= --timeout=7200 $(ARGS) </dev/null
 
-test-all: test test-upstream test-vm ## Everything above, one after the other
+test-all: test test-places test-upstream test-vm ## Everything above, one after the other
 
 lint: $(TEST)/.installed ## Style, and the names that are banned
 	$(TEST)/bin/ruff check --no-cache .
