@@ -233,6 +233,15 @@ def supervisor(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 @deed
+def listed(ask: dict[str, Any]) -> dict[str, Any]:
+    """What the supervisor tells of a kernel, as `jupyter isolated list` shows it."""
+    from isolated_python.engine import client
+
+    kernels = client.current().ask("list").result(10)["kernels"]
+    return next(kernel for kernel in kernels if kernel["kernel"] == managers[ask["name"]].kernel_id)
+
+
+@deed
 def spares(ask: dict[str, Any]) -> dict[str, Any]:
     return {"names": [kernel["kernel"] for kernel in waiting()]}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from isolated_python.engine.weights import ANSWERS, COMPUTES
 from isolated_python.linux import cgroups
 
 from tests.kernel.conftest import Server
@@ -51,6 +52,25 @@ def test_more_cpu_time_than_granted_is_told_in_the_cell(limited: Server) -> None
     answer = limited.run(code)
     assert answer["status"] == "error"
     assert "resources.cpu_time" in answer["text"]
+
+
+def test_who_answers_comes_before_who_computes(limited: Server) -> None:
+    """A kernel that spins has an eighth of the weight of one that does not, and gets it back when it has ended."""
+    limited.start("spins")
+    limited.start("answers")
+
+    def weighs(name: str, wanted: int) -> bool:
+        until = time.monotonic() + 30
+        while limited.ask("listed", name=name)["cpu_weight"] != wanted:
+            assert time.monotonic() < until, "its weight does not change"
+        return True
+
+    code = "import threading\nspin = True\ndef work():\n    while spin: pass\nthreading.Thread(target=work).start()"
+    limited.text(code, "spins")
+    assert weighs("spins", COMPUTES)
+    assert weighs("answers", ANSWERS)
+    limited.text("spin = False", "spins")
+    assert weighs("spins", ANSWERS)
 
 
 def test_a_share_of_a_core_is_no_more_than_that(limited: Server) -> None:

@@ -29,7 +29,9 @@ def list(as_json: bool) -> None:
     if not kernels:
         click.echo("no sandbox is running")
         return
-    table = Table("kernel", "profile", "state", "age", "memory", "CPU", "tasks", "refused", "weakened", box=None)
+    table = Table(
+        "kernel", "profile", "state", "age", "memory", "CPU", "weight", "tasks", "refused", "weakened", box=None
+    )
     for one in kernels:
         table.add_row(
             one["kernel"][:12],
@@ -38,6 +40,7 @@ def list(as_json: bool) -> None:
             f"{one['seconds']:.0f} s",
             f"{one['memory'] >> 20} MiB" if one["memory"] is not None else "?",
             f"{one['cpu_seconds']:.1f} s" if one["cpu_seconds"] is not None else "?",
+            str(one["cpu_weight"]),
             str(one["processes"] or "?"),
             str(sum(one["refused"].values())),
             "; ".join(one["weakened"]),

@@ -19,6 +19,7 @@ from isolated_python.engine.identities import Identities
 from isolated_python.engine.joiner import Joiner
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.refusals import Refusals
+from isolated_python.engine.weights import ANSWERS, WAITS
 from isolated_python.engine.words import Words
 from isolated_python.engine.zygotes import Zygote
 from isolated_python.errors import HostError, LaunchError, ProtocolError
@@ -33,7 +34,6 @@ from isolated_python.policy.profile import Profile
 
 CHANNELS = {"shell": "shell", "iopub": "iopub", "stdin": "stdin-channel", "control": "control", "hb": "hb"}
 START = 60.0  # seconds until a sandbox must stand
-LEAST, ORDINARY = 1, 100  # shares of the CPU: of a kernel that nobody waits for yet, and of one that somebody has
 
 
 @dataclass(slots=True)
@@ -75,6 +75,7 @@ class Sandbox:
         self.began = time.monotonic()
         self.pid = self._pidfd = -1
         self.group: cgroup.Group | None = None
+        self.weight = ANSWERS
         self._move = 0  # the joiner's number for our move into it
         self.cell = ""  # msg_id of the request that runs
         self._uid: int | None = None
@@ -137,13 +138,18 @@ class Sandbox:
             return
         try:
             self.group = self._shared.groups().group(self.name, self.profile.limits)
-            if self._spare:
-                self.group.weight(LEAST)
+            self.weigh(WAITS if self._spare else ANSWERS)
             self._move = self._shared.joiner.prepare(self.group.entrances())
         except HostError as error:
             if wanted == "require":
                 raise
             self.plan.notes.append(f"cgroup is missing: {error.message}")
+
+    def weigh(self, weight: int) -> None:
+        """Its share of the CPU beside the other kernels': see engine.weights."""
+        if self.group is not None and weight != self.weight:
+            self.weight = weight
+            self.group.weight(weight)
 
     def _open_streams(self, given: list[int]) -> None:
         """What the server gave for the standard streams; else nothing to read, and our ears for what is written."""
@@ -280,8 +286,7 @@ class Sandbox:
         self.began = time.monotonic()
         self._open_mounts(given)
         self._open_door()
-        if self.group is not None:
-            self.group.weight(ORDINARY)
+        self.weigh(ANSWERS)
         if not self._descriptors:
             self._moved_in(True)
             return

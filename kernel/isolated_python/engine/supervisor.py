@@ -24,6 +24,7 @@ from isolated_python.engine.joiner import Joiner
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.pool import Pool
 from isolated_python.engine.sandbox import Sandbox, Shared
+from isolated_python.engine.weights import Weights
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError, RequestError
 from isolated_python.layers import cgroup, seccomp, view
 from isolated_python.layers.catalogue import Plan, plan
@@ -51,6 +52,7 @@ class Supervisor:
         self.shared: Shared | None = None  # until hello
         self.groups: cgroup.Parent | None = None
         self.pool = Pool(self.loop, self._make_ahead)
+        self.weights = Weights(self.loop, self.sandboxes)
 
     # ---- what the server may ask -----------------------------------------------------------------------------------
 
@@ -129,6 +131,7 @@ class Supervisor:
             sandbox = Sandbox(self.shared, request, profile, made, reply)
             begin = partial(sandbox.start, [*descriptors], lambda: self._zygote(request, profile, made))
         self.sandboxes[name] = sandbox
+        self.weights.begin()
         try:
             begin()
         except Exception as error:
@@ -177,6 +180,7 @@ class Supervisor:
                     "memory": usage.memory if usage else None,
                     "processes": usage.processes if usage else None,
                     "cpu_seconds": usage.cpu_seconds if usage else None,
+                    "cpu_weight": sandbox.weight,
                     "weakened": sandbox.plan.notes,
                     "refused": dict(sorted(sandbox.refused.items(), key=lambda item: -item[1])[:MOST_NAMED]),
                 }

@@ -133,13 +133,17 @@ class Group:
         return self._parent.entrances(self.id)
 
     def usage(self) -> Usage:
-        memory, pids, cpuacct = (self._folders[name] for name in ("memory", "pids", "cpuacct"))
+        memory, pids = self._folders["memory"], self._folders["pids"]
         return Usage(
             memory=files.number(f"{memory}/memory.usage_in_bytes"),
             memory_peak=files.number(f"{memory}/memory.max_usage_in_bytes"),
-            cpu_seconds=files.number(f"{cpuacct}/cpuacct.usage") / 1e9,
+            cpu_seconds=self.cpu_seconds(),
             processes=files.number(f"{pids}/pids.current"),
         )
+
+    def cpu_seconds(self) -> float:
+        """Of all its processes, the dead included."""
+        return files.number(f"{self._folders['cpuacct']}/cpuacct.usage") / 1e9
 
     def events(self) -> Events:
         memory, pids = self._folders["memory"], self._folders["pids"]

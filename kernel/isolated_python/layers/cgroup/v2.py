@@ -149,9 +149,13 @@ class Group:
         return Usage(
             memory=memory,
             memory_peak=self._peak,
-            cpu_seconds=files.keys(f"{self.folder}/cpu.stat")["usage_usec"] / 1e6,
+            cpu_seconds=self.cpu_seconds(),
             processes=files.number(f"{self.folder}/pids.current"),
         )
+
+    def cpu_seconds(self) -> float:
+        """Of all its processes, the dead included."""
+        return files.keys(f"{self.folder}/cpu.stat")["usage_usec"] / 1e6
 
     def events(self) -> Events:
         memory = files.keys(f"{self.folder}/memory.events")
