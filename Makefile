@@ -105,7 +105,7 @@ contracts: $(TEST)/.installed ## Imports point down only
 
 bench: $(TEST)/.installed ## Figures beside the stock kernel, in the same run
 	@test -f benchmarks/run.py || { echo "There is no benchmarks/run.py in this checkout." >&2; exit 1; }
-	$(TEST)/bin/python -P benchmarks/run.py $(ARGS)
+	$(TEST)/bin/python benchmarks/run.py $(ARGS)
 
 clean: ## Remove what was built, venvs included
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache $(filter /var/lib/isolated-python-tests,$(VENVS))

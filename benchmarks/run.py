@@ -1,125 +1,118 @@
 """
-The isolated kernel beside the stock one, in one run, interleaved: medians with spread, and their ratio.
+The isolated kernel beside the stock one: one run, interleaved, medians with spread, and their ratio.
 
-    python benchmarks/run.py [--rounds N] [--json FILE]
+    python benchmarks/run.py                     # everything; about a quarter of an hour
+    python benchmarks/run.py --quick             # two minutes: fewer rounds, without what is slow
+    python benchmarks/run.py start.warm trip     # some figures, or whole parts
+    python benchmarks/run.py --list              # what there is
 
-Nothing here is a test. Times are in milliseconds, memory in MB (PSS: shared pages are divided among those who share).
+Nothing here is a test, and nothing fails by being slow: the exit status is 1 only where a figure could not be taken.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import fnmatch
+import os
+import platform
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
+import iopub
+import life
+import memory
+import neighbours
+import others
 import psutil
-from jupyter_client.manager import KernelManager
+import report
+import start
+import trip
+import work
+from bench import Bench, Figure
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-KINDS = ("python3", "isolated-python")
-
-
-class Kernel:
-    def __init__(self, kind: str) -> None:
-        self.manager = KernelManager(kernel_name=kind)
-        self.kind = kind
-        began = time.perf_counter()
-        self.manager.start_kernel()
-        self.client = self.manager.blocking_client()
-        self.client.start_channels()
-        self.run("1")
-        self.first_reply = 1000 * (time.perf_counter() - began)
-
-    def run(self, code: str) -> None:
-        asked = self.client.execute(code)
-        while self.client.get_shell_msg(timeout=120)["parent_header"].get("msg_id") != asked:
-            pass
-
-    def round_trip(self) -> float:
-        began = time.perf_counter()
-        self.run("1")
-        return 1000 * (time.perf_counter() - began)
-
-    def pss(self) -> float:
-        """Of the kernel and, for a sandbox, of its process 1."""
-        first = psutil.Process(self.manager.provisioner.pid)
-        return sum(one.memory_full_info().pss for one in (first, *first.children(recursive=True))) / 1e6
-
-    def restart(self) -> float:
-        began = time.perf_counter()
-        self.manager.restart_kernel(now=True)
-        self.run("1")
-        return 1000 * (time.perf_counter() - began)
-
-    def close(self) -> float:
-        self.client.stop_channels()
-        began = time.perf_counter()
-        self.manager.shutdown_kernel(now=True)
-        return 1000 * (time.perf_counter() - began)
+PARTS: dict[str, tuple[ModuleType, float]] = {  # and how many minutes it may take
+    "start": (start, 8),
+    "others": (others, 2),
+    "trip": (trip, 1),
+    "iopub": (iopub, 3),
+    "life": (life, 2),
+    "memory": (memory, 4),
+    "work": (work, 1.5),
+    "neighbours": (neighbours, 2),
+}
+QUICK = 0.25  # minutes of a part in the quick run
 
 
-def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Name of the figure → kind of kernel → values."""
-    found: dict[str, dict[str, list[float]]] = {}
+def chosen(names: list[str], *, quick: bool) -> list[Figure]:
+    """The figures that `names` name, by glob or by part; else all, in a quick run without the slow ones."""
+    every = [figure for module, _ in PARTS.values() for figure in module.FIGURES]
+    if not names:
+        return [figure for figure in every if not (quick and figure.slow)]
+    patterns = [f"{name}.*" if name in PARTS else name for name in names]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatch(figure.name, pattern) for figure in every):
+            sys.exit(f"There is no figure {pattern!r}. `--list` shows them all.")
+    return [figure for figure in every if any(fnmatch.fnmatch(figure.name, pattern) for pattern in patterns)]
 
-    def note(name: str, kind: str, value: float) -> None:
-        found.setdefault(name, {}).setdefault(kind, []).append(value)
 
-    Kernel("isolated-python").close()  # from here on there is a zygote
-    for _ in track(range(rounds), "starts", console=Console(stderr=True), transient=True):
-        for kind in KINDS:
-            kernel = Kernel(kind)
-            note("first reply, warm", kind, kernel.first_reply)
-            note("shutdown, now", kind, kernel.close())
-    kept = {kind: [Kernel(kind) for _ in range(4)] for kind in KINDS}
-    for _ in track(range(rounds * 20), "round trips", console=Console(stderr=True), transient=True):
-        for kind in KINDS:
-            note("round trip of 1", kind, kept[kind][0].round_trip())
-    for kind in KINDS:
-        for kernel in kept[kind][1:]:
-            note("PSS of an idle kernel", kind, kernel.pss())
-    deeds: dict[str, Callable[[Any], None]] = {
-        "100k prints": lambda kernel: kernel.run("for i in range(100_000): print(i)"),
-        "CPU-bound cell": lambda kernel: kernel.run("sum(i * i for i in range(1_000_000))"),
-        "system calls": lambda kernel: kernel.run("import os\nfor i in range(50_000): os.stat('/tmp')"),
+def measure(bench: Bench) -> None:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    parts = [name for name in PARTS if any(figure.name.startswith(f"{name}.") for figure in bench.figures)]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bench.progress:
+        bench.task = bench.progress.add_task("", total=len(parts))
+        for name in parts:
+            module, minutes = PARTS[name]
+            bench.until = time.monotonic() + 60 * (QUICK if bench.quick else minutes)
+            module.measure(bench)
+            bench.progress.advance(bench.task)
+
+
+def machine() -> dict[str, str]:
+    """Where the figures come from."""
+    with open("/proc/cpuinfo") as file:
+        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return {
+        "when": time.strftime("%Y-%m-%d"),
+        "processor": f"{psutil.cpu_count()} × {models[0] if models else platform.machine()}",
+        "memory": f"{psutil.virtual_memory().total / (1 << 30):.1f} GiB",
+        "linux": platform.release(),
+        "python": platform.python_version(),
+        "life": "root" if os.geteuid() == 0 else "an ordinary user",
+        "load": f"{os.getloadavg()[0]:.1f} when it began",
     }
-    for name, deed in deeds.items():
-        for _ in range(max(3, rounds // 3)):
-            for kind in KINDS:
-                began = time.perf_counter()
-                deed(kept[kind][0])
-                note(name, kind, 1000 * (time.perf_counter() - began))
-    for kind in KINDS:
-        for kernel in kept[kind]:
-            kernel.close()
-    return found
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description="The isolated kernel beside the stock one, in one run.")
-    words.add_argument("--rounds", type=int, default=12, help="starts of each kind (12)")
-    words.add_argument("--json", type=Path, help="write all values to this file")
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("figures", nargs="*", metavar="FIGURE", help="a figure, a glob of figures, or a part")
+    words.add_argument("--quick", action="store_true", help="fewer rounds, without what is slow")
+    words.add_argument("--list", action="store_true", help="show the figures, and take none")
+    words.add_argument("--json", type=Path, metavar="FILE", help="where all values go (.cache/bench/bench.json)")
     asked = words.parse_args()
-    found = measure(asked.rounds)
-    table = Table("figure", "stock", "isolated", "ratio", box=None)
-    for name, kinds in found.items():
-        middle = {kind: statistics.median(values) for kind, values in kinds.items()}
-        stock, isolated = (f"{middle[kind]:.1f} ({min(kinds[kind]):.1f}–{max(kinds[kind]):.1f})" for kind in KINDS)
-        table.add_row(name, stock, isolated, f"{middle['isolated-python'] / middle['python3']:.2f}")
-    trips = {kind: statistics.quantiles(found["round trip of 1"][kind], n=100)[98] for kind in KINDS}
-    ratio = trips["isolated-python"] / trips["python3"]
-    table.add_row("round trip of 1, p99", f"{trips['python3']:.1f}", f"{trips['isolated-python']:.1f}", f"{ratio:.2f}")
-    Console(width=120).print(table)
-    if asked.json:
-        asked.json.write_text(json.dumps(found))
-    sys.exit(0)
+    figures = chosen(asked.figures, quick=asked.quick)
+    if asked.list:
+        for figure in figures:
+            print(f"{figure.name:22} {figure.title}")
+        return
+    about = machine()
+    with tempfile.TemporaryDirectory(prefix="isolated-bench-") as folder:
+        os.chmod(folder, 0o755)
+        bench = Bench(Path(folder), figures, quick=asked.quick)
+        measure(bench)
+    target = asked.json or Path(".cache/bench/bench.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    results = report.Results.of(about, figures, bench.found, bench.absent)
+    results.write(target)
+    report.plot(results, target.with_suffix(".svg"))
+    report.show(results)
+    print(f"All values: {target}; the plot: {target.with_suffix('.svg')}")
+    sys.exit(1 if any(figure.name in bench.absent and figure.bar is not None for figure in figures) else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

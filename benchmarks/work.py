@@ -1,0 +1,41 @@
+"""What the sandbox costs a cell that works: computing, and calling the system."""
+
+from __future__ import annotations
+
+from bench import Bench, Figure, turns
+from start import side
+
+FIGURES = (
+    Figure("work.compute", "CPU-bound cell", "ms", 1.01),
+    Figure("work.getppid", "syscall-bound cell: getppid", "ms", 1.10),
+    Figure("work.stat", "syscall-bound cell: stat", "ms", 1.10),
+    Figure("work.open", "syscall-bound cell: open and close", "ms", 1.10),
+    Figure("work.pipe", "syscall-bound cell: write to and read from a pipe", "ms", 1.10),
+)
+BEFORE = "import os, time\nopen('a-file', 'w').close()\nthere, here = os.pipe()"
+
+# The line that is repeated, and how often: about a tenth of a second each. The cell itself holds the clock.
+LINES = {
+    "work.compute": ("sum(j * j for j in range(1000))", 1_500),
+    "work.getppid": ("os.getppid()", 300_000),
+    "work.stat": ("os.stat('a-file')", 60_000),
+    "work.open": ("os.close(os.open('a-file', os.O_RDONLY))", 30_000),
+    "work.pipe": ("os.write(here, b'x'); os.read(there, 1)", 60_000),
+}
+CELL = "began = time.perf_counter()\nfor i in range({}): {}\ntook = time.perf_counter() - began"
+
+
+def measure(bench: Bench) -> None:
+    names = [figure.name for figure in FIGURES]
+    with bench.taking(*names) as wanted:
+        if not wanted:
+            return
+        with bench.servers("stock", "isolated") as servers:
+            for kind, server in servers.items():
+                server.ask("start", name="a", spec=kind, code=BEFORE)
+                server.ask("settle")
+            for number in bench.rounds("working cells", 40, 5):
+                for name in filter(bench.wants, names):
+                    line, times = LINES[name]
+                    for kind, server in turns(servers, number):
+                        bench.note(name, side(kind), server.ask("inside", name="a", code=CELL.format(times, line)))
