@@ -185,3 +185,8 @@ def cgroups_of(pid: int) -> list[str]:
         if f"isolated-python-{pid}" in folder:
             found.append(folder)
     return sorted(found)
+
+
+def processes_of(group: str) -> list[int]:
+    with open(f"{group}/cgroup.procs") as file:
+        return [int(line) for line in file]

@@ -8,7 +8,7 @@ import signal
 import psutil
 from isolated_python.linux.cgroups import LEAF
 
-from tests.kernel.conftest import Server, cgroups_of
+from tests.kernel.conftest import Server, cgroups_of, processes_of
 
 
 def one(server: Server, word: str) -> psutil.Process:
@@ -161,5 +161,26 @@ def test_nothing_is_left_after_a_shutdown(server: Server) -> None:
     assert not psutil.pid_exists(pid)
     assert [name for part in ("clients", "kernels") for name in os.listdir(f"{where['folder']}/{part}")] == []
     mine = f"isolated-python-{where['pid']}"
-    left = {os.path.basename(path) for path in cgroups_of(where["pid"])}
-    assert not {name for name in left if not name.startswith(mine)} - {LEAF}  # in which the supervisor itself stands
+    left = [path for path in cgroups_of(where["pid"]) if not os.path.basename(path).startswith((mine, LEAF))]
+    assert len({os.path.basename(path) for path in left}) <= 1  # the next kernel's, in which the zygote stands
+    assert len({pid for path in left for pid in processes_of(path)}) <= 1
+
+
+def test_a_zygote_goes_on_to_another_group_after_each_birth(limited: Server) -> None:
+    """A start that fails at once, and a kernel that is killed, are not its end: the same one serves whoever is next."""
+
+    def zygotes() -> set[int]:
+        return {process.pid for process in limited.ours() if "launcher.zygote" in " ".join(process.cmdline())}
+
+    limited.start("first")
+    never = {"spec": {"argv": ["/usr/bin/python3", "-c", "raise SystemExit(3)", "{connection_file}"]}}
+    limited.refused("second", **never)
+    before = zygotes()
+    limited.refused("third", **never)
+    os.kill(limited.start("fourth")["pid"], signal.SIGKILL)
+    limited.start("fifth")
+    assert limited.text("print(1 + 1)", "fifth") == "2"
+    assert zygotes() == before
+    pid = limited.ask("supervisor")["pid"]
+    for zygote in before:
+        assert len({os.path.basename(path) for path in cgroups_of(pid) if zygote in processes_of(path)}) == 1

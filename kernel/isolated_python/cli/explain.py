@@ -50,7 +50,8 @@ def explain(profile: str, as_json: bool) -> None:
             json.dumps({"profile": profile, "namespaces": born, "steps": wire, "weakened": made.notes}, indent=2)
         )
         return
-    click.echo(f"A kernel of the profile {profile} is born in new namespaces: {', '.join(born)}.")
+    group = "" if resolved.profile.layers.cgroup == "off" else "a cgroup of its own, and in "
+    click.echo(f"A kernel of the profile {profile} is born in {group}new namespaces: {', '.join(born)}.")
     for words, steps in parts.items():
         click.echo(f"\n{words}")
         for step in steps:

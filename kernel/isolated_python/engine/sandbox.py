@@ -11,18 +11,18 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from isolated_python.audit.log import Log
 from isolated_python.engine import reasons, relays, workspace
 from isolated_python.engine.identities import Identities
-from isolated_python.engine.joiner import Joiner
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.refusals import Refusals
 from isolated_python.engine.weights import ANSWERS, WAITS
 from isolated_python.engine.words import Words
 from isolated_python.engine.zygotes import Zygote
-from isolated_python.errors import HostError, LaunchError, ProtocolError
+from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError
 from isolated_python.launcher.enter import enter
 from isolated_python.layers import cgroup
 from isolated_python.layers.catalogue import Plan
@@ -30,9 +30,10 @@ from isolated_python.layers.files import PlaceWorkspace
 from isolated_python.layers.identity import USER
 from isolated_python.layers.step import Step
 from isolated_python.linux import namespaces, packets
-from isolated_python.policy.profile import Profile
+from isolated_python.policy.profile import Profile, Resources
 
 CHANNELS = {"shell": "shell", "iopub": "iopub", "stdin": "stdin-channel", "control": "control", "hb": "hb"}
+UNLIMITED = Resources(memory=None, processes=None)
 START = 60.0  # seconds until a sandbox must stand
 
 
@@ -45,8 +46,6 @@ class Shared:
     folder: str  # of our sockets
     relay: relays.Relay
     identities: Identities | None  # None: every kernel runs as who we are
-    joiner: Joiner
-    groups: Callable[[], cgroup.Parent]  # raises HostError where the host has no cgroup for us
     call_name: Callable[[int], str]
     taken: Callable[[int], bool]  # whether we know such a child of ours already
     gone: Callable[[Sandbox], None]  # it has been let go of, and its name is free
@@ -76,7 +75,7 @@ class Sandbox:
         self.pid = self._pidfd = -1
         self.group: cgroup.Group | None = None
         self.weight = ANSWERS
-        self._move = 0  # the joiner's number for our move into it
+        self.zygote: Zygote | None = None  # of which it is a child
         self.cell = ""  # msg_id of the request that runs
         self._uid: int | None = None
         self._descriptors: dict[str, int] = {}
@@ -104,7 +103,7 @@ class Sandbox:
 
     def start(self, given: list[int], zygote: Callable[[], Zygote]) -> None:
         """Make all that only we can make, and ask the zygote for a fork. Raises OSError, IsolatedPythonError."""
-        self._make_group()
+        self.zygote = zygote()
         if self._shared.identities is not None:
             self._uid = self._shared.identities.take()
         self._open_streams(given)
@@ -122,28 +121,42 @@ class Sandbox:
                 path = f"{folder}/kernels/{self._shared.incarnations}.{channel}"
                 self._descriptors[inside] = relays.listener(path, self._shared.relay_uid).detach()
                 self._paths.append(path)
-        request = {"kernel": self.name, "namespaces": self.plan.namespaces}
-        packets.send(zygote().control, request, [self._theirs.fileno()])
+        self._shared.loop.later(START, self._give_up)
+        self.zygote.cradle.ask(self._fork)
+
+    def _fork(self, found: cgroup.Group | HostError) -> bool:
+        """The zygote is in our group, or in none: have it fork. False: we need no fork any more."""
+        if self.state != "asked" or self.zygote is None:
+            return False
+        try:
+            self._take(found)
+            request = {"kernel": self.name, "namespaces": self.plan.namespaces}
+            packets.send(self.zygote.control, request, [self._theirs.fileno()])
+        except (OSError, IsolatedPythonError) as error:
+            self.group = None
+            self._reply(error if isinstance(error, IsolatedPythonError) else LaunchError(str(error)))
+            self.fail(str(error))
+            return False
         self._theirs.close()
         self._shared.loop.listen(self._channel, self._hear)
-        self._shared.loop.later(START, self._give_up)
+        return True
 
     def _open_door(self) -> None:
         order = self._order
         self._shared.relay.open(self.name, order["key"], order["profile"]["channels"], order["sockets"])
 
-    def _make_group(self) -> None:
+    def _take(self, found: cgroup.Group | HostError) -> None:
+        """Have a group, with the limits of the profile. Raises HostError where there is none, and one is required."""
         wanted = self.profile.layers.cgroup
-        if wanted == "off":
-            return
-        try:
-            self.group = self._shared.groups().group(self.name, self.profile.limits)
-            self.weigh(WAITS if self._spare else ANSWERS)
-            self._move = self._shared.joiner.prepare(self.group.entrances())
-        except HostError as error:
+        if isinstance(found, HostError):
             if wanted == "require":
-                raise
-            self.plan.notes.append(f"cgroup is missing: {error.message}")
+                raise found
+            if wanted == "prefer":
+                self.plan.notes.append(f"cgroup is missing: {found.message}")
+            return
+        self.group = found
+        found.limit(self.profile.limits if wanted != "off" else UNLIMITED)
+        self.weigh(WAITS if self._spare else ANSWERS)
 
     def weigh(self, weight: int) -> None:
         """Its share of the CPU beside the other kernels': see engine.weights."""
@@ -234,6 +247,8 @@ class Sandbox:
             raise LaunchError("a zygote sent a process that is another's")
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         self._channel.setblocking(False)  # nobody in there makes us wait
+        if self.group is not None and not self.group.holds(pid):
+            raise LaunchError("it was not born in its cgroup")
         self.pid, self.state = pid, "born"
         self._pidfd = self._shared.loop.at_end(pid, self._ended)
         outside = (self._uid, self._uid) if self._uid is not None else (os.getuid(), os.getgid())
@@ -247,20 +262,6 @@ class Sandbox:
         }
         packets.send(self._channel, order, [*self._descriptors.values()])
         self._close_descriptors()
-        if self._move:
-            self._shared.joiner.move(self._move, pid, self._joined)
-            self._move = 0
-        else:
-            self._joined("")
-
-    def _joined(self, error: str) -> None:
-        """It is in its cgroup, and may have children now."""
-        if self.state != "born":
-            return
-        if error:
-            self.fail(f"it could not be put into its cgroup: {error}")
-        else:
-            self._tell({"joined": True})
 
     def _runs(self) -> None:
         self.state = "running"
@@ -463,12 +464,8 @@ class Sandbox:
         self._close_descriptors()
         for path in self._paths:
             relays.unlink(path)
-        if self._move:
-            self._shared.joiner.move(self._move, 0, lambda _: None)
-            self._move = 0
-        if self.group is not None:
-            self.group.kill()
-            self.group.remove()
+        if self.group is not None and self.zygote is not None:
+            self.zygote.cradle.when_left(self.group, partial(_end, self.group))
             self.group = None
         if self._uid is not None and self._shared.identities is not None:
             self._shared.identities.give_back(self._uid)
@@ -506,6 +503,11 @@ def _is_socket(descriptor: int) -> bool:
         return False
     with socket.socket(fileno=os.dup(descriptor)) as one:
         return (one.family, one.type) == (socket.AF_INET, socket.SOCK_STREAM)
+
+
+def _end(group: cgroup.Group) -> None:
+    group.kill()
+    group.remove()
 
 
 def _close(descriptors: list[int]) -> None:

@@ -7,6 +7,7 @@ calls it was refused, and the end of what it wrote to its standard streams.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -19,9 +20,10 @@ from typing import Any, ClassVar
 
 from isolated_python.audit.log import Log
 from isolated_python.engine import relays, zygotes
+from isolated_python.engine.cradle import Cradle
 from isolated_python.engine.identities import Identities
-from isolated_python.engine.joiner import Joiner
 from isolated_python.engine.loop import Loop
+from isolated_python.engine.mover import Mover
 from isolated_python.engine.pool import Pool
 from isolated_python.engine.sandbox import Sandbox, Shared
 from isolated_python.engine.weights import Weights
@@ -50,7 +52,8 @@ class Supervisor:
         self.filters: dict[str, seccomp.Filter] = {}
         self.views: dict[str, tuple[view.Hidden, str]] = {"": ((), "")}  # digest → what is hidden, what the guard tells
         self.shared: Shared | None = None  # until hello
-        self.groups: cgroup.Parent | None = None
+        self.groups: cgroup.Parent | HostError | None = None  # None: not asked for yet
+        self.births = itertools.count(1)
         self.pool = Pool(self.loop, self._make_ahead)
         self.weights = Weights(self.loop, self.sandboxes)
 
@@ -81,13 +84,14 @@ class Supervisor:
         self.visits.bind(f"{self.folder}/{VISITS}")
         self.visits.listen(8)
         self.loop.listen(self.visits, self._admit)
+        self.mover = Mover(self.loop)
         relay = relays.Relay(
             self.loop, self._filter("relay").program, identities.first + 1 if identities else None, self.folder,
             self._heard, self.log.write, self._relay_replaced,
         )  # fmt: skip
         self.shared = Shared(
-            self.loop, self.log, self.folder, relay, identities, Joiner(self.loop),
-            self._groups, self._call_name, self._taken, self._gone, self._ended,
+            self.loop, self.log, self.folder, relay, identities,
+            self._call_name, self._taken, self._gone, self._ended,
         )  # fmt: skip
         self.log.write("supervisor-started", pid=os.getpid(), host=self.host.to_wire())
         reply()
@@ -297,10 +301,19 @@ class Supervisor:
         known = {sandbox.pid for sandbox in self.sandboxes.values()} | {zygote.pid for zygote in self.zygotes.values()}
         return pid in known
 
-    def _groups(self) -> cgroup.Parent:
+    def _group(self) -> cgroup.Group:
+        """A group for a kernel to be born in. Raises HostError where this host has none for us."""
         if self.groups is None:
-            self.groups = cgroup.choose().open()
-        return self.groups
+            try:
+                self.groups = cgroup.choose().open()
+            except HostError as error:
+                self.groups = error
+        if isinstance(self.groups, HostError):
+            raise self.groups
+        try:
+            return self.groups.group(f"kernel-{next(self.births)}")
+        except OSError as error:
+            raise HostError(f"no cgroup can be made: {error}") from error
 
     def _zygote(self, request: Request, profile: Profile, made: Plan) -> zygotes.Zygote:
         assert self.shared is not None
@@ -314,7 +327,9 @@ class Supervisor:
             kind = zygotes.own_interpreter(network, trees, request["view"], places)
         if kind not in self.zygotes:
             identities = self.shared.identities
-            zygote = self.zygotes[kind] = zygotes.start(kind, made.view, identities.first if identities else None)
+            uid = identities.first if identities else None
+            zygote = zygotes.start(kind, made.view, uid, lambda pid: Cradle(self.mover, self._group, pid))
+            self.zygotes[kind] = zygote
             self.loop.listen(zygote.control, lambda: self._from_zygote(zygote))
             self.loop.at_end(zygote.pid, lambda: self._zygote_ended(zygote))
         return self.zygotes[kind]
@@ -329,16 +344,20 @@ class Supervisor:
         if message is None:
             self.loop.ignore(zygote.control)
             zygote.control.close()
-        elif message.get("event") == "ready":
+        elif message.get("event") == "ready" and not zygote.ready:
             zygote.ready = True
+            zygote.cradle.go_on()
+        elif message.get("event") == "forked" and zygote.ready:
+            zygote.cradle.go_on()
 
     def _zygote_ended(self, zygote: zygotes.Zygote) -> None:
         """Kernels outlive their zygote; whoever asks next gets a new one."""
         if self.zygotes.get(zygote.kind) is zygote:
             del self.zygotes[zygote.kind]
         self.log.write("zygote-ended", pid=zygote.pid, ready=zygote.ready)
+        zygote.cradle.end()
         for sandbox in [*self.sandboxes.values()]:
-            if sandbox.state == "asked":
+            if sandbox.state == "asked" and sandbox.zygote is zygote:
                 sandbox.fail("its zygote ended before it was born; see the server's log")
 
     def _heard(self, name: str, event: dict[str, Any]) -> None:
@@ -383,8 +402,8 @@ class Supervisor:
             zygote.control.close()
         if self.shared is not None:
             self.shared.relay.stop()
-            self.shared.joiner.close()
-        if self.groups is not None:
+            self.mover.close()
+        if isinstance(self.groups, cgroup.Parent):
             self.groups.close()
         if self.shared is not None:
             for name in FOLDERS:

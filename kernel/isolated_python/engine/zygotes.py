@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from isolated_python.engine.cradle import Cradle
 from isolated_python.launcher.spawn import spawn
 from isolated_python.layers.step import Step
 from isolated_python.linux import caps, namespaces, packets
@@ -33,11 +35,12 @@ class Zygote:
     kind: Kind
     pid: int
     control: socket.socket
+    cradle: Cradle
     ready: bool = False
 
 
-def start(kind: Kind, view: list[Step], uid: int | None) -> Zygote:
-    """Start a zygote that runs as `uid` (None: as who we are) in the view."""
+def start(kind: Kind, view: list[Step], uid: int | None, cradle: Callable[[int], Cradle]) -> Zygote:
+    """Start a zygote that runs as `uid` (None: as who we are) in the view. `cradle`: makes one for a pid."""
     ours, theirs = packets.pair()
 
     def before() -> None:
@@ -63,7 +66,7 @@ def start(kind: Kind, view: list[Step], uid: int | None) -> Zygote:
     pid = spawn(argv, environment, {3: theirs.fileno()}, before)
     theirs.close()
     ours.setblocking(False)  # a preload that hangs must not make us wait for room in its queue
-    return Zygote(kind, pid, ours)
+    return Zygote(kind, pid, ours, cradle(pid))
 
 
 def own_interpreter(network: bool, trees: tuple[str, ...], view: str, places: tuple[str, ...]) -> Kind:

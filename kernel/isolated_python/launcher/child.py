@@ -1,8 +1,8 @@
 """
 From a fork of the zygote to a confined kernel. This file is the order in which a sandbox closes.
 
-We are born as process 1 of new namespaces, mapped to nobody yet. All we know comes over one channel, from the
-supervisor, who has said who we are before it sends the first byte, and puts us into our cgroup meanwhile. Then:
+We are born as process 1 of new namespaces, in our cgroup, mapped to nobody yet. All we know comes over one channel,
+from the supervisor, who has said who we are before it sends the first byte. Then:
 
     steps of the first list, as process 1    see layers: identity, mounts, loopback, limits, privileges
     fork                                     process 1 stays behind as init (init.py), outside of all that follows
@@ -63,7 +63,6 @@ def _become_sandbox(channel: socket.socket, program: Program) -> int:
     descriptors: Descriptors = dict(zip(order["descriptors"], received, strict=True))
     _close_all_but({channel.fileno(), *received})
     _attach_standard_streams(descriptors)
-    descriptors["supervisor"] = channel.fileno()
 
     for wire in order["init"]:
         _execute(wire, descriptors)

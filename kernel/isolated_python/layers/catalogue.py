@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from isolated_python.errors import HostError
 from isolated_python.layers import files, identity, landlock, limits, loopback, privileges, seccomp, view
-from isolated_python.layers.step import Descriptors, Step
-from isolated_python.linux import namespaces, packets
+from isolated_python.layers.step import Step
+from isolated_python.linux import namespaces
 from isolated_python.policy.profile import Profile
 
 if TYPE_CHECKING:
     from isolated_python.linux.host import Host
-
-
-@dataclass(frozen=True, slots=True)
-class JoinCgroup(Step):
-    """Wait for the word that we are in our cgroup. Nothing was used up so far, and nobody was born.
-
-    The move takes Linux 10 ms at worst, which the mounts before this step make use of.
-    """
-
-    def describe(self) -> str:
-        return "be in a cgroup of its own before it has children"
-
-    def execute(self, descriptors: Descriptors) -> None:
-        with socket.socket(fileno=os.dup(descriptors["supervisor"])) as supervisor:
-            message, _ = packets.receive(supervisor)
-        if message is None:
-            raise OSError(errno.EPIPE, "the supervisor went away")
-
-
-@dataclass(frozen=True, slots=True)
-class Leave(Step):
-    """Leave a namespace that could not be left at birth: the cgroup one shows the group that we are in by now."""
-
-    namespace: str
-
-    def describe(self) -> str:
-        return f"live in a {self.namespace.replace('_', ' ')} of its own"
-
-    def execute(self, descriptors: Descriptors) -> None:
-        namespaces.unshare(namespaces.FLAGS[self.namespace])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +56,7 @@ def plan(
 
     born = 0
     for name, flag in namespaces.FLAGS.items():
-        if name != "cgroup_namespace" and on(name):
+        if on(name):
             born |= flag
     shown = view.shown(trees)
     shared = shown if on("overlay") else ()
@@ -111,9 +78,6 @@ def plan(
     init.append(identity.NoFurtherNamespaces())
     if layers.pid != "off":
         init.append(files.MaskProc())
-    init.append(JoinCgroup())
-    if on("cgroup_namespace"):
-        init.append(Leave("cgroup_namespace"))
     init += privileges.plan(profile, core_pattern=host.core_pattern)
 
     kernel: list[Step] = landlock.plan(profile, host.landlock_abi) if on("landlock") else []

@@ -9,7 +9,7 @@ import re
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from isolated_python.errors import HostError
@@ -66,6 +66,13 @@ def write(path: str, text: str, *, folder: int | None = None) -> None:
         raise OSError(error.errno, f"writing {text!r} to {path}: {os.strerror(error.errno or 0)}") from None
     finally:
         os.close(descriptor)
+
+
+def stands_in(pid: int, controllers: Iterable[str], end: str) -> bool:
+    """Whether a process's groups of these controllers all end like that; "" is that of cgroup v2. proc(5)"""
+    lines = (line.split(":", 2) for line in read(f"/proc/{pid}/cgroup").splitlines())
+    places = {name: path for _, names, path in lines for name in names.split(",")}
+    return all(places.get(name, "").endswith(end) for name in controllers)
 
 
 def entrance(path: str, *, folder: int | None = None) -> int:

@@ -12,6 +12,7 @@ import os
 from functools import partial
 
 from isolated_python.errors import HostError, RequestError
+from isolated_python.linux.cgroups import V1_CONTROLLERS
 from isolated_python.policy.profile import Resources
 
 from . import files
@@ -78,15 +79,16 @@ class Parent:
         paths = dict.fromkeys([self.folders[FIRST], *self.folders.values()])
         self._open = {path: os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in paths}
 
-    def group(self, id: str, resources: Resources) -> Group:
-        """Make the group of one kernel, its limits set. Raises HostError; ValueError where `id` is no name."""
+    def group(self, id: str, resources: Resources | None = None) -> Group:
+        """Make the group of one kernel. Raises HostError; ValueError where `id` is no name."""
         made: list[str] = []
         try:
             for folder in dict.fromkeys(self.folders.values()):
                 files.make(f"{folder}/{files.check_id(id)}")
                 made.append(f"{folder}/{id}")
             group = Group(self, id)
-            group.limit(resources)
+            if resources is not None:
+                group.limit(resources)
         except BaseException:
             for path in made:
                 with contextlib.suppress(OSError):
@@ -154,6 +156,10 @@ class Group:
             oom_failures=max(kills, *(files.number(path) for path in self._counters)),
             processes_refused=files.keys(f"{pids}/pids.events").get("max", 0),
         )
+
+    def holds(self, pid: int) -> bool:
+        """Whether a process of our pid namespace stands in it."""
+        return files.stands_in(pid, V1_CONTROLLERS, f"/{self._parent.name}/{self.id}")
 
     def processes(self) -> list[int]:
         return files.processes(self._procs)

@@ -102,14 +102,15 @@ class Parent:
         self.name = name
         self.folder = f"{hierarchy.folder}/{name}"
 
-    def group(self, id: str, resources: Resources) -> Group:
-        """Make the group of one kernel, its limits set. Raises HostError; ValueError where `id` is no name."""
+    def group(self, id: str, resources: Resources | None = None) -> Group:
+        """Make the group of one kernel. Raises HostError; ValueError where `id` is no name."""
         group = Group(f"{self.folder}/{files.check_id(id)}", id)
         files.make(group.folder)
         try:
             # Whom the kernel picks dies alone: a child killed for memory is not the kernel killed for memory.
             files.write(f"{group.folder}/memory.oom.group", "0")
-            group.limit(resources)
+            if resources is not None:
+                group.limit(resources)
         except BaseException:
             os.rmdir(group.folder)
             raise
@@ -164,6 +165,10 @@ class Group:
             oom_failures=memory["oom"],
             processes_refused=files.keys(f"{self.folder}/pids.events")["max"],
         )
+
+    def holds(self, pid: int) -> bool:
+        """Whether a process of our pid namespace stands in it."""
+        return files.stands_in(pid, ("",), f"/{os.path.basename(os.path.dirname(self.folder))}/{self.id}")
 
     def processes(self) -> list[int]:
         return files.processes(f"{self.folder}/cgroup.procs")
