@@ -10,7 +10,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from isolated_python.engine.weights import ANSWERS, WAITS
 from isolated_python.engine.words import Words
 from isolated_python.engine.zygotes import Zygote
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError
-from isolated_python.launcher.enter import enter
+from isolated_python.launcher import porter
 from isolated_python.layers import cgroup
 from isolated_python.layers.catalogue import Plan
 from isolated_python.layers.files import PlaceWorkspace
@@ -50,6 +50,7 @@ class Shared:
     taken: Callable[[int], bool]  # whether we know such a child of ours already
     gone: Callable[[Sandbox], None]  # it has been let go of, and its name is free
     ended: Callable[[Sandbox, int, str], None]  # a kernel that ran: its status, and why we think so
+    translations: workspace.Translations = field(default_factory=workspace.Translations)
     incarnations: int = 0
 
     @property
@@ -81,6 +82,7 @@ class Sandbox:
         self._descriptors: dict[str, int] = {}
         self._paths: list[str] = []  # of the kernel's own listeners, in the folder that only the relay may enter
         self._handover: socket.socket | None = None
+        self._porter: socket.socket | None = None  # who waits inside with the right to mount a workspace
         self._channel, self._theirs = packets.pair()
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._words = Words(shared.loop)
@@ -177,12 +179,17 @@ class Sandbox:
 
     def _open_mounts(self, given: list[int]) -> None:
         files, run = self.profile.files, self.profile.capabilities.native_code
+        translations = self._shared.translations
+
+        def take(name: str, *, writable: bool) -> None:
+            self._descriptors[name] = workspace.detached(
+                given.pop(0), writable=writable, uid=self._uid, run=run, translations=translations
+            )
+
         if files.workspace != "none":
-            writable = files.workspace == "read-write"
-            self._descriptors["workspace"] = workspace.detached(given.pop(0), writable=writable, uid=self._uid, run=run)
+            take("workspace", writable=files.workspace == "read-write")
         for number, grant in enumerate(files.mounts):
-            tree = workspace.detached(given.pop(0), writable=grant.writable, uid=self._uid, run=run)
-            self._descriptors[f"mount-{number}"] = tree
+            take(f"mount-{number}", writable=grant.writable)
 
     def _hear(self) -> None:
         """A message of process 1, or of the kernel before its first cell.
@@ -286,15 +293,40 @@ class Sandbox:
         self.name, self._order, self._reply = order["kernel"], order, reply
         self.began = time.monotonic()
         self._open_mounts(given)
+        if self._porter is not None:
+            packets.send(self._porter, {"descriptors": [*self._descriptors]}, [*self._descriptors.values()])
+            self._close_descriptors()
         self._open_door()
         self.weigh(ANSWERS)
-        if not self._descriptors:
+        if self._porter is None:
             self._moved_in(True)
-            return
-        run = self.profile.capabilities.native_code
-        steps: list[Step] = [PlaceWorkspace(self.profile.files.workspace, run)]
-        self._shared.loop.when_done(enter(self._pidfd, steps, self._descriptors), self._moved_in)
-        self._close_descriptors()
+
+    def _hire_a_porter(self) -> None:
+        """Have somebody inside who mounts the workspace when it is known whose this kernel is."""
+        if self.profile.files.workspace != "none":
+            run = self.profile.capabilities.native_code
+            steps: list[Step] = [PlaceWorkspace(self.profile.files.workspace, run)]
+            pid, self._porter = porter.hire(self._pidfd, steps)
+            self._shared.loop.at_end(pid, lambda: None)
+            self._shared.loop.listen(self._porter, self._hear_of_porter)
+            if self._uid is not None:
+                self._shared.translations.prepare(self._uid)
+
+    def _hear_of_porter(self) -> None:
+        assert self._porter is not None
+        try:
+            message, descriptors = packets.receive(self._porter)
+        except (OSError, ProtocolError):
+            message, descriptors = None, []
+        _close(descriptors)
+        self._close_porter()
+        self._moved_in(message is not None)
+
+    def _close_porter(self) -> None:
+        if self._porter is not None:
+            self._shared.loop.ignore(self._porter)
+            self._porter.close()
+            self._porter = None
 
     def _moved_in(self, done: bool) -> None:
         """Its workspace is there; the rest is told to it."""
@@ -319,6 +351,7 @@ class Sandbox:
         match message and message.get("event"), self.state:
             case "waiting", "confined":
                 self.state = "waiting"
+                self._hire_a_porter()
                 self._tell_that_it_stands()
             case "taken", "running":
                 self._close_handover()
@@ -454,6 +487,7 @@ class Sandbox:
         self._shared.gone(self)
         self._tell_that_it_stands()
         self._close_handover()
+        self._close_porter()
         self._shared.relay.detach(self.name)
         if self._refusals is not None:
             self._refusals.close()
@@ -468,6 +502,7 @@ class Sandbox:
             self.zygote.cradle.when_left(self.group, partial(_end, self.group))
             self.group = None
         if self._uid is not None and self._shared.identities is not None:
+            self._shared.translations.forget(self._uid)
             self._shared.identities.give_back(self._uid)
             self._uid = None
 

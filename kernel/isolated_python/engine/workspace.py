@@ -28,7 +28,36 @@ def _here(folder: int) -> int:
     return found
 
 
-def detached(folder: int, *, writable: bool, uid: int | None, run: bool = True) -> int:
+class Translations:
+    """Maps of owners, each held by a user namespace that nobody lives in. To make one takes a fork. mount_setattr(2)
+
+    People's folders mostly belong to one owner: so a map for the next uid can be made before anybody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._ready: dict[tuple[int, int, int], int] = {}  # owner, group, uid → descriptor
+        self._latest: tuple[int, int] | None = None  # owner and group of the folder that was mounted last
+
+    def take(self, owner: int, group: int, uid: int) -> int:
+        """A descriptor, the caller's to close: what owner and group own belongs to `uid`. Raises LaunchError."""
+        self._latest = (owner, group)
+        ready = self._ready.pop((owner, group, uid), None)
+        return ready if ready is not None else _translation((owner, uid, 1), (group, uid, 1))
+
+    def prepare(self, uid: int) -> None:
+        """Have one at hand for a kernel that will run as `uid`, for the latest owner."""
+        if self._latest is not None and (*self._latest, uid) not in self._ready:
+            owner, group = self._latest
+            self._ready[owner, group, uid] = _translation((owner, uid, 1), (group, uid, 1))
+
+    def forget(self, uid: int) -> None:
+        for key in [key for key in self._ready if key[2] == uid]:
+            os.close(self._ready.pop(key))
+
+
+def detached(
+    folder: int, *, writable: bool, uid: int | None, run: bool = True, translations: Translations | None = None
+) -> int:
     """A mount of the open `folder`. With `uid`, what the folder's owner owns on disk belongs to `uid` in the mount.
 
     `run`: whether what lies there may be executed.
@@ -45,7 +74,7 @@ def detached(folder: int, *, writable: bool, uid: int | None, run: bool = True) 
         mount.set_attributes(tree, SAFE | refused, recursive=uid is None)
         if uid is not None:
             owner = os.fstat(folder)
-            translation = _translation((owner.st_uid, uid, 1), (owner.st_gid, uid, 1))
+            translation = (translations or Translations()).take(owner.st_uid, owner.st_gid, uid)
             try:
                 mount.set_attributes(tree, mount.MOUNT_ATTR_IDMAP, user_namespace=translation)
             except OSError as error:
