@@ -136,7 +136,7 @@ def by_what_is_in_the_page_cache(target: Any) -> str:
     return ""
 
 
-@attack(Accomplice, stopped_by="identity", accomplice=opens_it_often)
+@attack(Accomplice, stopped_by="seccomp", accomplice=opens_it_often)
 def by_what_is_mapped_from_the_page_cache(target: Any) -> str:
     """The same by mincore, which says whether a mapped page is in memory."""
     with open(target.shared, "rb") as file:

@@ -182,7 +182,8 @@ def the_control_groups_of_the_host(target: Any) -> list[str]:
 @attack(Loot, stopped_by="mount")
 def the_sockets_of_the_host(target: Any) -> list[str]:
     """List what runs on the machine by what lies in /run."""
-    return [name for name in os.listdir("/run") if name not in ("empty", "lower")]
+    ours = ("empty", "hidden", "trees")  # of the view: there, and empty
+    return [name for name in os.listdir("/run") if name != "lower" and (name not in ours or os.listdir(f"/run/{name}"))]
 
 
 @attack(Loot, stopped_by="pid")

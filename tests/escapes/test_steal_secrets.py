@@ -36,7 +36,7 @@ def in_the_environment_of_any_process(target: Any) -> str:
     return "\n".join(found)
 
 
-@attack(ServerToken, stopped_by="environment", runs="cell", paths=("zygote",))
+@attack(ServerToken, stopped_by="environment", runs="cell")
 def in_the_memory_of_the_kernel(target: Any) -> str:
     """Search the kernel's own memory for what its ancestors knew."""
     found = set()
