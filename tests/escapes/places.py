@@ -215,9 +215,11 @@ class Place:
         program = attack.runs == "program" and self.granted.capabilities.subprocess
         cell = f"_attack({text!r}, {attack.seconds})" if program else f"exec({text!r}, {UNGUARDED})"
         answer = self.server.run(cell, name, timeout=attack.seconds + 20)
-        if answer.get("status") in ("dead", "timeout") or "error" in answer or attack.alone:
+        said = str(answer.get("text", ""))
+        dead = answer.get("status") in ("dead", "timeout") or "error" in answer or "KernelDied" in said
+        if dead or attack.alone:
             self.drop(key)
-        return Said.of(str(answer.get("text", "")) + f" cell {answer.get('status', answer)}")
+        return Said.of(f"{said} cell {'dead' if 'KernelDied' in said else answer.get('status', answer)}")
 
     def kernel(self, key: str, overrides: dict[str, Any] | None = None) -> str:
         """The name of the kernel that is known here as `key`; started if it does not run."""
