@@ -15,7 +15,7 @@ import psutil
 from isolated_python.policy.profile import MiB
 
 from tests.escapes.places import Said
-from tests.escapes.targets import WAITS, Target
+from tests.escapes.targets import WAITS, Service, Target
 
 # A kernel with little, so that an attack need not ask for much.
 LITTLE = {"resources": {"memory": "128 MiB", "tmp": "16 MiB", "shm": "16 MiB"}}
@@ -56,7 +56,7 @@ class Survivor(Target):
         return [one for one in psutil.process_iter(["cmdline"]) if self.facts["word"] in (one.info["cmdline"] or ())]
 
     def harm(self, said: Said) -> str:
-        assert not self.inside or not self.place.running, "the kernel still runs"
+        assert not any(self.attack.name in key for key in self.place.running), "the kernel still runs"
         return f"{len(self._found())} processes outlived it" if self._found() else ""
 
     def remove(self) -> None:
@@ -122,6 +122,13 @@ class Caller(Target):
 
     def harm(self, said: Said) -> str:
         return "it met a caller of the host's" if self.token in said.loot else ""
+
+
+class Listed(Service):
+    """A port of the host's on which somebody listens. The harm: the attacker knows."""
+
+    def harm(self, said: Said) -> str:
+        return "it was seen" if f":{self.facts['port']:04X}" in said.loot else ""
 
 
 class MovedFolder(Target):

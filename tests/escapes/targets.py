@@ -141,7 +141,17 @@ NOT_EVERYWHERE = {
     *("statmount", "listmount", "open_tree_attr", "quotactl_fd", "set_mempolicy_home_node", "modify_ldt"),
     *("futex_wake", "futex_wait", "futex_requeue", "lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules"),
     *("mseal", "setxattrat", "getxattrat", "listxattrat", "removexattrat", "cachestat", "file_getattr", "file_setattr"),
-    *("sysfs", "ustat", "pkey_mprotect", "pkey_free", "ARCH_GET_UNTAG_MASK", "ARCH_SET_CPUID"),
+    *(
+        "sysfs",
+        "ustat",
+        "pkey_mprotect",
+        "pkey_free",
+        "pkey_alloc",
+        "map_shadow_stack",
+        "uselib",
+        "ARCH_GET_UNTAG_MASK",
+        "ARCH_SET_CPUID",
+    ),
     *("PR_GET_TID_ADDRESS", "PR_GET_SPECULATION_CTRL", "acct", "swapon", "swapoff", "landlock_restrict_self"),
 }
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
+import socket
 import struct
+import subprocess
 from typing import Any
 
 from tests.escapes.attack import ROOT, Attack, attack
 from tests.escapes.places import Place
 from tests.escapes.proof import prove
+from tests.escapes.shares import MovedFolder, Program
 from tests.escapes.targets import Descriptor, HostFile, Loot, Secret, SharedFile, Untouched
 from tests.escapes.tools import first, must, read
 
@@ -275,3 +279,94 @@ def change_its_mode(target: Any) -> str:
     with open(target.path, "w") as file:
         file.write("changed")
     return "changed"
+
+
+@attack(Secret, stopped_by="mount")
+def by_a_hard_link(target: Any) -> str:
+    """Give a file of the owner's a second name, in the workspace."""
+    name = f"second-{os.getpid()}"
+    os.link(target.path, name)
+    try:
+        return read(name)
+    finally:
+        os.unlink(name)
+
+
+@attack(Secret, stopped_by="mount")
+def by_the_root_of_its_own(target: Any) -> str:
+    """Go through /proc/self/root and /proc/thread-self/cwd, which are doors rather than links."""
+    climb = "../" * 32
+    places = ("/proc/self/root", "/proc/thread-self/root", f"/proc/self/cwd/{climb}", f"/proc/thread-self/cwd/{climb}")
+    return first(lambda place=place: read(place + target.path) for place in places)
+
+
+@attack(Secret, stopped_by="mount")
+def by_a_folder_that_is_exchanged(target: Any) -> str:
+    """Exchange a folder and a link while another thread goes through them, so that a check sees the one."""
+    place, link = f"swap-{os.getpid()}", f"link-{os.getpid()}"
+    os.mkdir(place)
+    os.symlink(os.path.dirname(target.path), link)
+    try:
+        last: Exception = OSError("it was never the link")
+        for _ in range(200):
+            must(316, -100, place.encode(), -100, link.encode(), 2)  # renameat2, RENAME_EXCHANGE
+            try:
+                return read(f"{place}/{target.name}")
+            except OSError as error:
+                last = error
+        raise last
+    finally:
+        for name in (place, link):
+            os.unlink(name) if os.path.islink(name) else os.rmdir(name)
+
+
+@attack(MovedFolder, stopped_by="mount")
+def by_a_folder_that_is_moved_away(target: Any) -> str:
+    """Be in a folder when its owner moves it out of the workspace, and look around from there."""
+    os.chdir(target.folder)
+    os.close(os.open("here", os.O_CREAT | os.O_WRONLY))
+    last: Exception = OSError("it was not moved")
+    for _ in range(100):
+        try:
+            return read("../notes.txt")
+        except OSError as error:
+            last = error
+        select.select([], [], [], 0.01)
+    raise last
+
+
+@attack(Program, stopped_by="mount", control=ROOT)
+def by_its_own_program(target: Any) -> str:
+    """Overwrite a program by the door that /proc keeps to it while it runs, as runc was opened in 2019."""
+    with subprocess.Popen([target.program], stdin=subprocess.PIPE) as process:
+        door = os.open(f"/proc/{process.pid}/exe", os.O_PATH)
+        process.communicate()
+    descriptor = os.open(f"/proc/self/fd/{door}", os.O_WRONLY | os.O_APPEND)
+    return f"{os.write(descriptor, b'mine')} bytes"
+
+
+@attack(Secret, stopped_by="mount")
+def by_a_socket_that_leads_there(target: Any) -> str:
+    """Have an open file sent over from whoever has one: here from a child that tries."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            socket.send_fds(theirs, [b"x"], [os.open(target.path, os.O_RDONLY)])
+        finally:
+            os._exit(0)
+    theirs.close()
+    _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    os.waitpid(pid, 0)
+    return os.read(descriptors[0], 100).decode() if descriptors else ""
+
+
+@attack(Secret, stopped_by="mount")
+def by_a_program_that_reads_for_it(target: Any) -> str:
+    """Have another program read it: the shell, tar, and whatever else follows names."""
+    commands = (["/bin/cat", target.path], ["/bin/sh", "-c", f"read x < {target.path} && echo $x"])
+    for command in commands:
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        if said:
+            return said
+    return ""
