@@ -78,7 +78,8 @@ class ProcessOne(Target):
         if self.inside:
             self.place.kernel("attacker")
             self.process = psutil.Process(self.place.pids["attacker"])
-            self.facts = {"pid": 1}
+            # Without a pid namespace, process 1 would be the machine's.
+            self.facts = {"pid": self.process.pid if self.place.without == "pid" else 1}
         else:
             self.control = self.place.start([sys.executable, "-I", "-S", "-c", WAITS], stdin=subprocess.PIPE)
             self.process = psutil.Process(self.control.pid)
