@@ -28,7 +28,8 @@ an attack then succeeds.
 
 What stops an attack is a layer of the profile, or one of these: *environment* and *descriptors*, of which a kernel is
 given those on a list; *privileges*, no_new_privs and the limit on core dumps, which no profile can switch off; *relay*,
-between a kernel and its clients. Most attacks are stopped by more than one; the page names the first.
+between a kernel and its clients; *workspace*, by which the folder of a notebook is opened. Most attacks are stopped by
+more than one; the page names the first.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -164,6 +165,84 @@ class MovedFolder(Target):
 
     def harm(self, said: Said) -> str:
         return "the secret beside it came out" if self.token in said.loot else ""
+
+
+class NextKernel(Target):
+    """A folder in the attacker's workspace, in which the owner starts the next kernels. The harm: one sees a secret."""
+
+    tries = 6
+
+    def prepare(self) -> None:
+        home = bool(self.attack.facts.get("home"))
+        self.secret = self.place.private if home else self.place.private / f"kept-{secrets.token_hex(4)}"
+        self.secret.mkdir(exist_ok=True)
+        (self.secret / "notes.txt").write_text(self.token)
+        self.folder = self.place.workspace("attacker" if self.inside else "outside") / f"next-{secrets.token_hex(4)}"
+        self.folder.mkdir()
+        self.place.belongs_to_owner(self.secret / "notes.txt", self.folder, *([] if home else [self.secret]))
+        self.facts = {"folder": self.folder.name, "secret": str(self.secret)}
+
+    def harm(self, said: Said) -> str:
+        for _ in range(self.tries):
+            if self.token in (self._in_a_kernel() if self.inside else self._in_a_process()):
+                return "what was started in that folder was given another"
+        return ""
+
+    def _in_a_process(self) -> str:
+        code = "import os; os.chdir(os.sys.argv[1]); print(open('notes.txt').read())"
+        return self.place.start([sys.executable, "-I", "-S", "-c", code, str(self.folder)]).communicate()[0]
+
+    def _in_a_kernel(self) -> str:
+        name = f"next-{secrets.token_hex(4)}"
+        if "error" in self.place.server.refused(name, cwd=str(self.folder)):
+            return ""
+        try:
+            return str(self.place.server.run(SEES, name)["text"])
+        finally:
+            self.place.server.ask("stop", name=name, now=True)
+
+    def remove(self) -> None:
+        if self.inside:
+            self.place.drop("attacker")  # it may be busy exchanging
+        (self.secret / "notes.txt").unlink()
+        if not self.attack.facts.get("home"):
+            self.secret.rmdir()
+        over = self.folder.with_name(self.folder.name + "-over")
+        over.touch()  # whoever exchanges them does so once more at most
+        left = [self.folder, self.folder.with_name(self.folder.name + "-before")]
+        for _ in range(1000):
+            for path in left:
+                with contextlib.suppress(OSError):
+                    path.unlink() if path.is_symlink() else path.rmdir()
+            if not any(map(os.path.lexists, left)):
+                break
+        over.unlink()
+
+
+class RestartedKernel(NextKernel):
+    """The same folder, in which a kernel works already; the owner restarts it."""
+
+    tries = 1
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.name = f"works-{secrets.token_hex(4)}"
+        if self.inside:
+            self.place.kernel("attacker")
+            self.place.server.start(self.name, cwd=str(self.folder))
+
+    def _in_a_kernel(self) -> str:
+        if "error" in self.place.server.ask("restart", name=self.name):
+            return ""
+        return str(self.place.server.run(SEES, self.name)["text"])
+
+    def remove(self) -> None:
+        if self.inside:
+            self.place.server.ask("stop", name=self.name, now=True)
+        super().remove()
+
+
+SEES = "import os; print(open('notes.txt').read() if os.path.exists('notes.txt') else os.listdir('.'))"
 
 
 class LaterStart(Target):

@@ -12,7 +12,13 @@ from isolated_python.policy.profile import LAYERS
 from tests.escapes.attack import Attack, attacks_of
 from tests.escapes.page import PAGE, page
 
-PARTS = {"environment", "descriptors", "privileges", "relay"}  # what stops attacks and is no layer of a profile
+PARTS = {
+    "environment",
+    "descriptors",
+    "privileges",
+    "relay",
+    "workspace",
+}  # what stops attacks and is no layer of a profile
 
 
 def every_attack() -> list[Attack]:

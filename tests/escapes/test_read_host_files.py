@@ -8,12 +8,13 @@ import select
 import socket
 import struct
 import subprocess
+import sys
 from typing import Any
 
 from tests.escapes.attack import ROOT, Attack, attack
 from tests.escapes.places import Place
 from tests.escapes.proof import prove
-from tests.escapes.shares import MovedFolder, Program
+from tests.escapes.shares import MovedFolder, NextKernel, Program, RestartedKernel
 from tests.escapes.targets import Descriptor, HostFile, Loot, Secret, SharedFile, Untouched
 from tests.escapes.tools import first, must, read
 
@@ -282,17 +283,6 @@ def change_its_mode(target: Any) -> str:
 
 
 @attack(Secret, stopped_by="mount")
-def by_a_hard_link(target: Any) -> str:
-    """Give a file of the owner's a second name, in the workspace."""
-    name = f"second-{os.getpid()}"
-    os.link(target.path, name)
-    try:
-        return read(name)
-    finally:
-        os.unlink(name)
-
-
-@attack(Secret, stopped_by="mount")
 def by_the_root_of_its_own(target: Any) -> str:
     """Go through /proc/self/root and /proc/thread-self/cwd, which are doors rather than links."""
     climb = "../" * 32
@@ -370,3 +360,39 @@ def by_a_program_that_reads_for_it(target: Any) -> str:
         if said:
             return said
     return ""
+
+
+@attack(RestartedKernel, stopped_by="workspace")
+def by_a_link_where_a_kernel_restarts(target: Any) -> str:
+    """Put a link in the place of a folder in which another notebook works, and wait until that is restarted."""
+    os.rename(target.folder, target.folder + "-before")
+    os.symlink(target.secret, target.folder)
+    return "put"
+
+
+COMES_AND_GOES = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None)
+end = time.monotonic() + 4
+while time.monotonic() < end and not os.path.exists(sys.argv[3]):
+    libc.syscall(316, -100, sys.argv[1].encode(), -100, sys.argv[2].encode(), 2)  # renameat2, RENAME_EXCHANGE
+"""
+
+
+def _goes_and_comes(target: Any) -> str:
+    """Exchange a folder and a link without end, while a kernel is being started there."""
+    os.symlink(target.secret, target.folder + "-before")
+    null = subprocess.DEVNULL
+    names = [target.folder + ending for ending in ("", "-before", "-over")]
+    command = [sys.executable, "-I", "-S", "-c", COMES_AND_GOES, *names]
+    subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
+    return "begun"
+
+
+RACES = [
+    attack(NextKernel, stopped_by="workspace", name=name, wants=f"Exchange a folder and a link to {where} without end, "
+           "so that the next kernel that is started there gets the wrong one.", facts={"home": home},
+           seconds=30.0)(_goes_and_comes)
+    for name, where, home in (("by_a_link_that_comes_and_goes", "a secret", False),
+                              ("by_a_link_to_the_home_that_comes_and_goes", "the owner's home", True))
+]  # fmt: skip
