@@ -171,6 +171,20 @@ def by_the_time_of_the_last_reading(target: Any) -> str:
     return "heard" if status.st_atime_ns > status.st_mtime_ns else ""
 
 
+def writes_a_page(target: Any) -> Iterator[str]:
+    with open(target.shared, "r+b") as file, mmap.mmap(file.fileno(), 4096) as page:
+        while True:
+            page[:32] = target.token.encode()
+            yield "written"
+
+
+@attack(Accomplice, stopped_by="mount", accomplice=writes_a_page)
+def by_a_page_that_both_map(target: Any) -> str:
+    """Map a file that both are shown, and read what the accomplice writes into the page."""
+    with open(target.shared, "rb") as file, mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ) as page:
+        return page[:32].decode()
+
+
 def shares_memory(target: Any) -> Iterator[str]:
     segment = must(29, target.number, 4096, 0o1600)  # shmget, IPC_CREAT
     libc = ctypes.CDLL(None, use_errno=True)
