@@ -23,7 +23,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-places fuzz test-upstream test-vm test-all lint types contracts bench clean wheel
+.PHONY: help run test test-attacks test-mutations test-places fuzz test-upstream test-vm test-all lint types contracts bench clean wheel
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,15 @@ fuzz: $(TEST)/.installed ## Every parser that meets hostile bytes, SECONDS each 
 test-places: $(TEST)/.installed ## Browser, hub, graded class and locked server, in full
 	$(TEST)/bin/python -P -m pytest -q tests/places -m 'thorough or not thorough' $(ARGS) </dev/null
 
+test-attacks: $(TEST)/.installed ## Every attack in every profile and life, from zygote, pool and exec (half an hour)
+	$(TEST)/bin/python -P -m pytest -q tests/escapes --every-combination $(ARGS) </dev/null
+
+test-mutations: $(TEST)/.installed ## Each layer off in turn: an attack must then succeed (ARGS=… names layers)
+	$(TEST)/bin/python -P tests/escapes/mutations.py $(ARGS) </dev/null
+
+docs/attacks.md: $(TEST)/.installed $(wildcard tests/escapes/*.py)
+	@mkdir -p docs && $(TEST)/bin/python -P tests/escapes/page.py >$@
+
 test-upstream: $(UPSTREAM)/.installed ## Other people's suites, in the sandbox (ARGS=… names suites, --stock)
 	$(UPSTREAM)/bin/python tests/upstream/run.py $(ARGS) </dev/null
 
@@ -91,7 +100,7 @@ test-vm: $(TEST)/.installed ## A virtual machine with cgroup v2 and systemd (slo
 	@test -d tests/vm || { echo "There is no tests/vm in this checkout." >&2; exit 1; }
 	$(TEST)/bin/python -P -m pytest -q tests/vm -o norecursedirs= --timeout=7200 $(ARGS) </dev/null
 
-test-all: test test-places test-upstream test-vm ## Everything above, one after the other
+test-all: test test-attacks test-mutations test-places test-upstream test-vm ## Everything above, one after the other
 
 lint: $(TEST)/.installed ## Style, and the names that are banned
 	$(TEST)/bin/ruff check --no-cache .

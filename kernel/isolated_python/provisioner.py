@@ -24,7 +24,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Enum, Integer, Unicode, Union
 
-from isolated_python.engine import client, interpreters
+from isolated_python.engine import client, folders, interpreters
 from isolated_python.engine.pool import ADAPTIVE
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
@@ -134,7 +134,12 @@ class IsolatedProvisioner(KernelProvisionerBase):
         assert self._client is not None
         resolved = sources.load(self.profile, [("the configuration", self.overrides)] if self.overrides else [])
         self._cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
-        profile, empty = _not_the_home(self._cwd, resolved.profile, chosen=bool(kwargs.get("cwd")))
+        profile, empty = resolved.profile, ""
+        workspace: list[int] = []
+        if profile.files.workspace != "none":
+            workspace = [folders.open_folder(self._cwd, "the workspace")]
+            opened += workspace
+            profile, empty = _not_the_home(workspace[0], profile, chosen=bool(kwargs.get("cwd")))
         for note in filter(None, (*resolved.notes, empty)):
             self.log.warning("Isolated Python: %s", note)
         ours = interpreters.is_ours(cmd)
@@ -143,7 +148,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
         streams = {name: _descriptor(kwargs.get(name), opened) for name in ("stdin", "stdout", "stderr")}
         given = [number for number in streams.values() if number is not None]
-        given += _workspace(self._cwd, profile, opened)
+        given += _granted(workspace, profile, opened)
         ports = [secrets.randbelow(20_000) + 20_000]
         ports = [ports[0] + number for number in range(5)]
         answer = await asyncio.wrap_future(
@@ -345,19 +350,27 @@ def _descriptor(stream: Any, opened: list[int]) -> int | None:
     return None if number < 0 else int(number)
 
 
-def _workspace(cwd: str, profile: Profile, opened: list[int]) -> list[int]:
-    """Open, once, the folders that the profile grants. Raises LaunchError with one sentence."""
-    given = [] if profile.files.workspace == "none" else [_open_folder(cwd, "the workspace", opened)]
-    return given + [_open_folder(grant.source, "a granted folder", opened) for grant in profile.files.mounts]
+def _granted(workspace: list[int], profile: Profile, opened: list[int]) -> list[int]:
+    """The open folders that the profile grants, each opened once. Raises LaunchError with one sentence."""
+    given = [] if profile.files.workspace == "none" else [*workspace]
+    written = given if profile.files.workspace == "read-write" else []
+    for grant in profile.files.mounts:
+        opened.append(folders.open_folder(grant.source, "a granted folder"))
+        given = [*given, opened[-1]]
+        written = [*written, opened[-1]] if grant.writable else written
+    for folder in written:
+        folders.may_be_written(folder)
+    return given
 
 
-def _not_the_home(cwd: str, profile: Profile, *, chosen: bool) -> tuple[Profile, str]:
+def _not_the_home(folder: int, profile: Profile, *, chosen: bool) -> tuple[Profile, str]:
     """A workspace is never a whole home folder, nor what lies above one: keys and tokens are among its dotfiles.
 
     Whoever chose such a folder is told so; where nobody chose one, the kernel gets an empty workspace, and a note.
     """
     home = os.path.realpath(os.path.expanduser("~")) + "/"
-    if profile.files.workspace == "none" or not home.startswith(os.path.realpath(cwd).rstrip("/") + "/"):
+    cwd = os.readlink(f"/proc/self/fd/{folder}")  # where the open folder lies, whatever has become of its path
+    if not home.startswith(cwd.rstrip("/") + "/"):
         return profile, ""
     if chosen:
         raise ProfileError(
@@ -376,11 +389,3 @@ def _needs_a_program(profile: Profile) -> None:
                 f"the profile {profile.name} grants no {key}, and this kernelspec's own program needs it to start",
                 remedy=f"use the Python of the server, or write {key} = true under [capabilities]",
             )
-
-
-def _open_folder(path: str, what: str, opened: list[int]) -> int:
-    try:
-        opened.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError as error:
-        raise LaunchError(f"{what} {path!r} cannot be opened: {error.strerror}") from error
-    return opened[-1]

@@ -42,8 +42,7 @@ class Attack:
     alone: bool = False  # in a kernel of its own, which does not survive
     overrides: dict[str, Any] = field(default_factory=dict)  # changes to the profile
     needs: tuple[str, ...] = ()  # layers without which nothing could stop it
-    paths: tuple[str, ...] = ("zygote", "exec")
-    profiles: tuple[str, ...] = ("standard", "shared")
+    paths: tuple[str, ...] = ("zygote", "pool", "exec")
     facts: dict[str, Any] = field(default_factory=dict)  # what the attacker knows beside the target's facts
     accomplice: Callable[[Any], Any] | None = None  # what helps from another kernel
     seconds: float = 20.0

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 from isolated_python.layers import cgroup
-from isolated_python.policy.profile import MiB, Resources
+from isolated_python.policy import sources
+from isolated_python.policy.profile import MiB, Profile, Resources
 
 from tests.conftest import Ordinary
 from tests.escapes.attack import CGROUP, NAMESPACES, ORDINARY, ROOT, Attack, program, reported
@@ -26,14 +26,18 @@ from tests.escapes.frames import in_namespaces
 from tests.kernel.conftest import Server
 
 LIVES = ("root", "ordinary") if os.geteuid() == 0 else ("ordinary",)
-PROFILES = ("standard", "shared")
-PATHS = ("zygote", "exec")
+SHIPPED = {path.stem: sources.load(path.stem, folders=[sources.SHIPPED]).profile for path in sources.SHIPPED.iterdir()}
+PROFILES = tuple(sorted(SHIPPED))
+PATHS = ("zygote", "pool", "exec")  # forked when it is asked for; before that; executed, as another language would be
 
-# With -u the command is not one that a zygote serves: it is executed, as any kernelspec of another language would be.
+# With -u the command is not one that a zygote serves.
 FOREIGN = [sys.executable, "-u", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
 # What a control may use at most, should it be an attack on the machine as a whole.
 CONTROL = Resources(memory=1536 * MiB, processes=1024)
+
+# The guard of imports finds out about a cell by its builtins. It is courtesy, and these are the builtins themselves.
+UNGUARDED = "{'__builtins__': print.__self__}"
 
 CELL = """
 def _help(program):
@@ -73,7 +77,18 @@ class Combination:
         return f"{self.life}-{self.profile}-{self.path}"
 
 
-EVERY = tuple(Combination(life, profile, path) for life in LIVES for profile in PROFILES for path in PATHS)
+def exists(profile: str, path: str) -> bool:
+    """Whether the product starts kernels of a profile in this way."""
+    granted = SHIPPED[profile]
+    if path == "exec":  # the program is executed, and makes its own sockets
+        return granted.capabilities.subprocess and granted.capabilities.sockets
+    return path != "pool" or granted.files.workspace != "copy-on-write"
+
+
+WAYS = tuple((profile, path) for profile in PROFILES for path in PATHS if exists(profile, path))
+EVERY = tuple(Combination(life, profile, path) for life in LIVES for profile, path in WAYS)
+# Each way once, the lives in turn: over these the attacks are spread where each runs once.
+SPREAD = tuple(Combination(LIVES[number % len(LIVES)], *way) for number, way in enumerate(WAYS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +212,14 @@ class Place:
         key += f" {attack.name}" if attack.alone else ""
         name = self.kernel(key, attack.overrides)
         text = attack.program(facts)
-        cell = f"exec({text!r}, {{}})" if attack.runs == "cell" else f"_attack({text!r}, {attack.seconds})"
+        program = attack.runs == "program" and self.granted.capabilities.subprocess
+        cell = f"_attack({text!r}, {attack.seconds})" if program else f"exec({text!r}, {UNGUARDED})"
         answer = self.server.run(cell, name, timeout=attack.seconds + 20)
-        if answer.get("status") in ("dead", "timeout") or "error" in answer or attack.alone:
+        said = str(answer.get("text", ""))
+        dead = answer.get("status") in ("dead", "timeout") or "error" in answer or "KernelDied" in said
+        if dead or attack.alone:
             self.drop(key)
-        return Said.of(str(answer.get("text", "")) + f" cell {answer.get('status', answer)}")
+        return Said.of(f"{said} cell {'dead' if 'KernelDied' in said else answer.get('status', answer)}")
 
     def kernel(self, key: str, overrides: dict[str, Any] | None = None) -> str:
         """The name of the kernel that is known here as `key`; started if it does not run."""
@@ -210,14 +228,34 @@ class Place:
             wanted = dict(overrides or {})
             if self.without:
                 wanted["layers"] = {**wanted.get("layers", {}), self.without: "off"}
-            values: dict[str, Any] = {"profile": self.combination.profile}
-            if self.combination.path == "exec":
-                values["spec"] = {"argv": FOREIGN}
+            profile, path = self.combination.profile, self.combination.path
+            if key == "neighbour":
+                # It must be able to do what accomplices do: start programs, and write into its folder.
+                capable = self.granted.capabilities.subprocess and self.granted.files.workspace == "read-write"
+                profile, path = profile if capable else "standard", "zygote"
             folder = self.workspace("neighbour" if key == "neighbour" else "attacker")
-            self.pids[key] = self.server.start(name, wanted, cwd=str(folder), **values)["pid"]
+            self.pids[key] = self._start(path, name, wanted, cwd=str(folder), profile=profile)
             self.running[key] = name
-            self.server.text(CELL, name)
+            self.server.text(f"_ours = {UNGUARDED}; exec({CELL!r}, _ours); globals().update(_ours)", name)
         return self.running[key]
+
+    def _start(self, path: str, name: str, wanted: dict[str, Any], **values: Any) -> int:
+        """The pid of a new kernel's process 1."""
+        if path == "exec":
+            values["spec"] = {"argv": FOREIGN}
+        if path != "pool":
+            return int(self.server.start(name, wanted, **values)["pid"])
+        for _ in range(10):  # kernels of other kinds come from the pool as well, and one of those may have been awaited
+            answer = self.server.start(name, wanted, pool=True, **values)
+            asked = time.clock_gettime(time.CLOCK_BOOTTIME) - answer["seconds"]
+            if _born(answer["pid"]) < asked - 0.05:
+                return int(answer["pid"])
+            self.server.ask("stop", name=name, now=True)
+        raise AssertionError("no kernel comes from the pool")
+
+    @property
+    def granted(self) -> Profile:
+        return SHIPPED[self.combination.profile]
 
     def drop(self, key: str) -> None:
         name = self.running.pop(key, None)
@@ -253,19 +291,11 @@ class Place:
         return psutil.Process(pid).children()[0].pid
 
     def text(self, code: str, key: str) -> str:
-        return self.server.text(code, self.kernel(key))
+        return self.server.text(f"exec({code!r}, _ours)", self.kernel(key))
 
     def close(self) -> None:
         for key in [*self.running]:
             self.drop(key)
-
-    @cached_property
-    def limited(self) -> bool:
-        """Whether kernels have a cgroup here: an ordinary user has none where the host knows version 1 only."""
-        return self.root or os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-
-    def suits(self, attack: Attack) -> bool:
-        return "cgroup" not in attack.needs or self.limited
 
 
 @contextmanager
@@ -281,5 +311,7 @@ def _limited() -> Iterator[Any]:
         parent.close()
 
 
-def clean(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _born(pid: int) -> float:
+    """When a process was, in seconds since the machine started. proc_pid_stat(5)"""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(words[19]) / os.sysconf("SC_CLK_TCK")

@@ -141,7 +141,17 @@ NOT_EVERYWHERE = {
     *("statmount", "listmount", "open_tree_attr", "quotactl_fd", "set_mempolicy_home_node", "modify_ldt"),
     *("futex_wake", "futex_wait", "futex_requeue", "lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules"),
     *("mseal", "setxattrat", "getxattrat", "listxattrat", "removexattrat", "cachestat", "file_getattr", "file_setattr"),
-    *("sysfs", "ustat", "pkey_mprotect", "pkey_free", "ARCH_GET_UNTAG_MASK", "ARCH_SET_CPUID"),
+    *(
+        "sysfs",
+        "ustat",
+        "pkey_mprotect",
+        "pkey_free",
+        "pkey_alloc",
+        "map_shadow_stack",
+        "uselib",
+        "ARCH_GET_UNTAG_MASK",
+        "ARCH_SET_CPUID",
+    ),
     *("PR_GET_TID_ADDRESS", "PR_GET_SPECULATION_CTRL", "acct", "swapon", "swapoff", "landlock_restrict_self"),
 }
 
@@ -172,10 +182,16 @@ class Victim(Target):
         self.before = self._state()
         self.facts = {"pid": self.process.pid}
 
-    def _state(self) -> tuple[object, ...]:
+    def _state(self) -> dict[str, object]:
         pid = self.process.pid
-        limits = Path(f"/proc/{pid}/limits").read_text() + Path(f"/proc/{pid}/oom_score_adj").read_text()
-        return (self.seen.nice(), self.seen.ionice(), os.sched_getaffinity(pid), os.sched_getscheduler(pid), limits)
+        return {
+            "nice": self.seen.nice(),
+            "ionice": self.seen.ionice(),
+            "cores": os.sched_getaffinity(pid),
+            "class": os.sched_getscheduler(pid),
+            "limits": Path(f"/proc/{pid}/limits").read_text(),
+            "badness": Path(f"/proc/{pid}/oom_score_adj").read_text(),
+        }
 
     def _traced(self) -> bool:
         try:
@@ -200,7 +216,7 @@ class Victim(Target):
             return "it is traced"
         now = self._state() if self.process.poll() is None else self.before
         if now != self.before:
-            return f"it runs differently: {self.before} → {now}"
+            return f"it has another {', another '.join(name for name in now if now[name] != self.before[name])}"
         try:
             # A signal that was sent has been delivered; its death may take a moment, more of it on a busy machine.
             self.process.wait(0.2 if self.inside else 10)

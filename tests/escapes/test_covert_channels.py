@@ -136,7 +136,7 @@ def by_what_is_in_the_page_cache(target: Any) -> str:
     return ""
 
 
-@attack(Accomplice, stopped_by="identity", accomplice=opens_it_often)
+@attack(Accomplice, stopped_by="seccomp", accomplice=opens_it_often)
 def by_what_is_mapped_from_the_page_cache(target: Any) -> str:
     """The same by mincore, which says whether a mapped page is in memory."""
     with open(target.shared, "rb") as file:
@@ -169,6 +169,20 @@ def by_the_time_of_the_last_reading(target: Any) -> str:
     """See by a file's access time that the accomplice has read it."""
     status = os.stat(target.shared)
     return "heard" if status.st_atime_ns > status.st_mtime_ns else ""
+
+
+def writes_a_page(target: Any) -> Iterator[str]:
+    with open(target.shared, "r+b") as file, mmap.mmap(file.fileno(), 4096) as page:
+        while True:
+            page[:32] = target.token.encode()
+            yield "written"
+
+
+@attack(Accomplice, stopped_by="mount", accomplice=writes_a_page)
+def by_a_page_that_both_map(target: Any) -> str:
+    """Map a file that both are shown, and read what the accomplice writes into the page."""
+    with open(target.shared, "rb") as file, mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ) as page:
+        return page[:32].decode()
 
 
 def shares_memory(target: Any) -> Iterator[str]:

@@ -214,14 +214,14 @@ def a_program_with_a_capability(target: Any) -> str:
     return "left"
 
 
-@attack(Loot, stopped_by="capabilities", control=NAMESPACES, runs="cell", paths=("zygote",))
+@attack(Loot, stopped_by="capabilities", control=NAMESPACES, runs="cell")
 def hold_a_capability(target: Any) -> str:
     """Still hold one of the capabilities that the sandbox was built with."""
     status = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
     return "".join(status[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
 
 
-@attack(Loot, stopped_by="capabilities", control=NAMESPACES, runs="cell", paths=("zygote",))
+@attack(Loot, stopped_by="capabilities", control=NAMESPACES, runs="cell")
 def a_port_that_only_root_may_have(target: Any) -> str:
     """Listen on a port below 1024."""
     with socket.socket() as one:
@@ -229,7 +229,7 @@ def a_port_that_only_root_may_have(target: Any) -> str:
         return "bound"
 
 
-@attack(Loot, stopped_by="capabilities", control=NAMESPACES, runs="cell", paths=("zygote",))
+@attack(Loot, stopped_by="capabilities", control=NAMESPACES, runs="cell")
 def the_firewall_of_its_network(target: Any) -> str:
     """Reach the firewall's code by setsockopt, as CVE-2021-22555 did; a capability in the own network is enough."""
     with socket.socket() as one:

@@ -15,7 +15,7 @@ import pty
 import socket
 import struct
 import termios
-from errno import EINVAL, ENOSYS, EPERM
+from errno import EINVAL, ENOSYS, ENOTTY, EPERM
 from typing import Any
 
 from isolated_python.layers.seccomp import MACHINE
@@ -142,7 +142,10 @@ CALLS: dict[str, tuple[str, dict[str, tuple[int, tuple[int, ...]]]]] = {
     ),
     "calls_of_another_age": (
         "use what nobody has used for twenty years",
-        {"sysfs": (139, ()), "ustat": (136, ()), "pkey_mprotect": (329, ()), "pkey_free": (331, ())},
+        {
+            "sysfs": (139, ()), "ustat": (136, ()), "pkey_mprotect": (329, ()), "pkey_free": (331, ()),
+            "pkey_alloc": (330, ()), "map_shadow_stack": (453, ()), "uselib": (134, ()), "mincore": (27, ()),
+        },
     ),
 }  # fmt: skip
 
@@ -156,10 +159,14 @@ def _try_each(target: Any) -> list[str]:
     # In a process of its own: one that kills is one that was refused.
     reached = []
     for name, number, arguments in target.calls:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(min(-call(number, *arguments), 200) if call(number, *arguments) < 0 else 0)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        try:
+            pid = os.fork()
+        except PermissionError:  # where no process may be made, what kills ends the kernel itself
+            code = max(0, -call(number, *arguments))
+        else:
+            if pid == 0:
+                os._exit(min(max(0, -call(number, *arguments)), 200))
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code >= 0 and code not in target.refusals:
             reached.append(name)
     return reached
@@ -178,6 +185,121 @@ SURFACE = [
         },
     )(_try_each)
     for name, (purpose, calls) in CALLS.items()
+    if MACHINE == "x86_64"
+]
+
+BITS = 1 << 30  # of a number: the x32 entry
+OTHER_ENTRIES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "calls_by_the_x32_entry": (
+        "enter by the second door of the processor, where numbers and structures are others",
+        (
+            BITS | 0,
+            BITS | 57,
+            BITS | 165,
+            BITS | 166,
+            BITS | 272,
+            BITS | 308,
+            BITS | 321,
+            BITS | 512,
+            BITS | 520,
+            BITS | 547,
+        ),
+    ),
+    "numbers_beyond_every_table": (
+        "call by numbers that no table has, in the hope of one that is not looked at",
+        (BITS - 1 | BITS, 0x50000000, 0x7FFFFFFF, 0x80000000, 0x80000000 | 165, 0xC0000000 | 165, 0xFFFFFFFE),
+    ),
+}
+
+SURFACE += [
+    attack(
+        Reached,
+        stopped_by="seccomp",
+        name=name,
+        wants=f"{purpose[0].upper()}{purpose[1:]}.",
+        # Linux answers that it has no such call, and an answer is too much: here nothing may come back at all.
+        facts={"calls": [(hex(number), number, (BAD,) * 6) for number in numbers], "refusals": []},
+    )(_try_each)
+    for name, (purpose, numbers) in OTHER_ENTRIES.items()
+    if MACHINE == "x86_64"
+]
+
+SURFACE += [
+    attack(
+        Reached,
+        stopped_by="seccomp",
+        control=ROOT,
+        name="numbers_with_a_high_half",
+        wants="Call what is refused by a number with bits that Linux does not read.",
+        facts={
+            "calls": [
+                (name, HIGH | number, (BAD,) * 6)
+                for name, number in (("mount", 165), ("setns", 308), ("unshare", 272), ("bpf", 321), ("ptrace", 101))
+            ],
+            "refusals": [EPERM, ENOSYS],
+        },
+    )(_try_each)
+    for _ in range(MACHINE == "x86_64")
+]
+
+IOCTL = 16
+REQUESTS: dict[str, tuple[str, dict[str, int]]] = {
+    "requests_to_terminals": (
+        "do to a terminal what no program needs: take the console, its keys, its lights",
+        {
+            "TIOCSTI": 0x5412, "TIOCLINUX": 0x541C, "TIOCCONS": 0x541D, "TIOCSETD": 0x5423, "TIOCVHANGUP": 0x5437,
+            "KDSETMODE": 0x4B3A, "KDSKBENT": 0x4B47, "VT_ACTIVATE": 0x5606, "TIOCSSERIAL": 0x541F, "TIOCPKT": 0x5420,
+        },
+    ),
+    "requests_to_file_systems": (
+        "freeze, trim, encrypt or number file systems",
+        {
+            "FIFREEZE": 0xC0045877, "FITHAW": 0xC0045878, "FITRIM": 0xC0185879, "FS_IOC_SETFLAGS": 0x40086602,
+            "FS_IOC_FSSETXATTR": 0x401C5820, "FS_IOC_SETVERSION": 0x40087602, "FS_IOC_FIEMAP": 0xC020660B,
+            "FIBMAP": 1, "FIDEDUPERANGE": 0xC0189436, "EXT4_IOC_MOVE_EXT": 0xC028660F,
+            "FS_IOC_ENABLE_VERITY": 0x40806685,
+        },
+    ),
+    "requests_to_disks": (
+        "read the tables of disks again, or speak to them directly",
+        {
+            "BLKRRPART": 0x125F, "BLKDISCARD": 0x1277, "SG_IO": 0x2285, "LOOP_SET_FD": 0x4C00,
+            "LOOP_CTL_GET_FREE": 0x4C82,
+        },
+    ),
+    "requests_to_networks": (
+        "configure cards, bridges, tunnels and routes",
+        {
+            "SIOCSIFFLAGS": 0x8914, "SIOCSIFADDR": 0x8916, "SIOCADDRT": 0x890B, "SIOCBRADDBR": 0x89A0,
+            "SIOCDEVPRIVATE": 0x89F0, "SIOCSIFNAME": 0x8923, "TUNSETIFF": 0x400454CA, "SIOCGSKNS": 0x894C,
+            "SIOCADDTUNNEL": 0x89F1, "SIOCSHWTSTAMP": 0x89B0,
+        },
+    ),
+    "requests_to_rare_devices": (
+        "speak to devices that almost nobody uses",
+        {
+            "KVM_CREATE_VM": 0xAE01, "VHOST_SET_OWNER": 0xAF01, "UI_DEV_CREATE": 0x5501,
+            "PERF_EVENT_IOC_ENABLE": 0x2400,
+            "USERFAULTFD_NEW": 0xAA00, "NS_GET_USERNS": 0xB701, "NS_GET_PARENT": 0xB702, "RNDADDENTROPY": 0x40085203,
+            "SECCOMP_IOCTL_NOTIF_RECV": 0xC0502100, "PTP_PEROUT_REQUEST": 0x40383D03,
+        },
+    ),
+}  # fmt: skip
+
+SURFACE += [
+    attack(
+        Reached,
+        stopped_by="seccomp",
+        name=f"{name}{ending}",
+        wants=f"{purpose[0].upper()}{purpose[1:]}{', with a bit that Linux does not read' if high else ''}.",
+        # Linux looks at the descriptor first, and finds none; a request that is refused does not get so far.
+        facts={
+            "calls": [(one, IOCTL, (BAD, number | high, BAD)) for one, number in requests.items()],
+            "refusals": [EPERM, ENOTTY],
+        },
+    )(_try_each)
+    for name, (purpose, requests) in REQUESTS.items()
+    for ending, high in (("", 0), ("_with_a_high_half", HIGH))
     if MACHINE == "x86_64"
 ]
 

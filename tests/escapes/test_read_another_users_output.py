@@ -66,7 +66,7 @@ def in_its_working_folder(target: Any) -> str:
     return read(f"/proc/{target.kernel}/cwd/secret.txt")
 
 
-@attack(Neighbour, stopped_by="pid", paths=("zygote",))
+@attack(Neighbour, stopped_by="pid")
 def in_the_files_it_has_open(target: Any) -> str:
     """Open another kernel's descriptors a second time."""
     folder = f"/proc/{target.kernel}/fd"

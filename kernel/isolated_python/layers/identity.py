@@ -45,3 +45,18 @@ class NoFurtherNamespaces(Step):
 
     def execute(self, descriptors: Descriptors) -> None:
         namespaces.write("/proc/sys/user/max_user_namespaces", "0")
+
+
+@dataclass(frozen=True, slots=True)
+class FewWatchers(Step):
+    """Linux counts inotify by user, through every namespace: what one kernel takes, no other of that user has."""
+
+    instances: int = 32  # of the 128 that a user has
+    watches: int = 16384
+
+    def describe(self) -> str:
+        return f"watch files by at most {self.instances} inotify instances and {self.watches} watches"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        namespaces.write("/proc/sys/user/max_inotify_instances", str(self.instances))
+        namespaces.write("/proc/sys/user/max_inotify_watches", str(self.watches))

@@ -178,6 +178,7 @@ class Group:
 
     def limit(self, resources: Resources) -> None:
         self._limit_memory(resources.memory)
+        self._limit_sockets(resources.memory)
         files.write(f"{self._folders['pids']}/pids.max", files.unlimited(resources.processes))
         self._limit_cpu(resources.cpu)
 
@@ -202,6 +203,12 @@ class Group:
                 f"{used} bytes of memory are in use, more than the new limit of {limit}",
                 remedy="let go of some memory or restart the kernel first",
             ) from error
+
+    def _limit_sockets(self, memory: int | None) -> None:
+        """What network sockets hold is counted to the machine here, until this second limit is set."""
+        path = f"{self._folders['memory']}/memory.kmem.tcp.limit_in_bytes"
+        if os.path.exists(path):
+            files.write(path, files.unlimited(None if memory is None else memory // 8, "-1"))
 
     def _limit_cpu(self, cores: float | None) -> None:
         cpu = self._folders["cpu"]

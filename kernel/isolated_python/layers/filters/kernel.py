@@ -48,7 +48,7 @@ GRANTED = (
         "use memory: the cgroup says how much",
         ALLOW,
         (
-            *("mmap", "munmap", "mremap", "mprotect", "brk", "madvise", "msync", "mincore", "membarrier"),
+            *("mmap", "munmap", "mremap", "mprotect", "brk", "madvise", "msync", "membarrier"),
             *("mlock", "mlock2", "mlockall", "munlock", "munlockall", "memfd_create"),
         ),
     ),
@@ -156,6 +156,7 @@ SILENT = (
         refuse(EPERM),
         ("mbind", "set_mempolicy", "get_mempolicy", "migrate_pages", "move_pages", "set_mempolicy_home_node"),
     ),
+    Group("see which pages of a file somebody has read: libunwind asks, and does without", refuse(EPERM), ("mincore",)),
     Group("write out every user's files, at every user's cost", refuse(EPERM), ("sync", "syncfs")),
 )
 

@@ -1,0 +1,44 @@
+"""What is said of the attacks is true: the page that lists them, and the layers that they are for."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from isolated_python.layers.seccomp import MACHINE
+from isolated_python.policy.profile import LAYERS
+
+from tests.escapes.attack import Attack, attacks_of
+from tests.escapes.page import PAGE, page
+
+PARTS = {
+    "environment",
+    "descriptors",
+    "privileges",
+    "relay",
+    "workspace",
+}  # what stops attacks and is no layer of a profile
+
+
+def every_attack() -> list[Attack]:
+    files = sorted(Path(__file__).parent.glob("test_*.py"))
+    return [one for path in files for one in attacks_of(importlib.import_module(f"tests.escapes.{path.stem}"))]
+
+
+@pytest.mark.skipif(MACHINE != "x86_64", reason="the page lists the attacks made of this machine's code and numbers")
+def test_the_page_of_attacks_is_up_to_date() -> None:
+    """docs/attacks.md says what the tests do."""
+    assert PAGE.read_text() == page(), "run: make docs/attacks.md"
+
+
+def test_each_layer_has_an_attack_that_it_stops() -> None:
+    """And each attack names a layer, or a part of ours, that stops it."""
+    named = {one.stopped_by for one in every_attack()}
+    assert named >= {*LAYERS}
+    assert named <= {*LAYERS} | PARTS
+
+
+def test_every_attack_has_a_name_of_its_own() -> None:
+    names = [one.name for one in every_attack()]
+    assert sorted({*names}) == sorted(names)
