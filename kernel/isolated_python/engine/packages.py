@@ -238,13 +238,11 @@ def view(profile: Profile, interpreter: Interpreter, trees: tuple[str, ...]) -> 
         return None
     found = environment(interpreter)
     stamp = _stamp(found.folders)
-    return _view(wanted.grant, wanted.hidden, wanted.guard, interpreter, trees, stamp)
+    return _view(wanted.grant, wanted.hidden, interpreter, trees, stamp)
 
 
 @functools.lru_cache(maxsize=32)
-def _view(
-    grants: tuple[str, ...], hide: bool, guard: bool, interpreter: Interpreter, trees: tuple[str, ...], stamp: object
-) -> View:
+def _view(grants: tuple[str, ...], hide: bool, interpreter: Interpreter, trees: tuple[str, ...], stamp: object) -> View:
     found = environment(interpreter)
     installed = {name: package.modules for name, package in found.packages.items()}
     orphans = frozenset[str]().union(*found.orphans.values())
@@ -283,12 +281,12 @@ def _view(
     known = stdlib | orphans | frozenset[str]().union(*installed.values())
     known = frozenset(name for name in known if not name.startswith("_"))
     granted = tuple(sorted(matched.modules))
-    refused = tuple(sorted(known - matched.modules)) if guard else ()
+    refused = tuple(sorted(known - matched.modules))
     made = tuple((folder, tuple(sorted(names))) for folder, names in sorted(hidden.items()) if names)
     wire = json.dumps([made, adds, granted, refused])
     shown = tuple(dict.fromkeys((*adds, *found.folders)))
     digest = hashlib.sha256(wire.encode()).hexdigest()[:32]
-    return View(made, shown, granted, refused, digest, (grants, hide, guard, interpreter, trees))
+    return View(made, shown, granted, refused, digest, (grants, hide, interpreter, trees))
 
 
 def _closure(found: Environment, names: set[str]) -> set[str]:
