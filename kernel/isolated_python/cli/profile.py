@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from isolated_python.cli.completion import profiles
-from isolated_python.policy import sources
+from isolated_python.policy import page, sources
 
 
 @click.group()
@@ -48,14 +48,19 @@ def list_profiles(as_json: bool) -> None:
 @click.option(
     "--json", "as_json", is_flag=True, help="The values in bytes, seconds and cores, below the site's ceiling."
 )
-def show(name: str, as_json: bool) -> None:
+@click.option("--page", "as_page", is_flag=True, help="As a page for the people who use it, in Markdown.")
+def show(name: str, as_json: bool, as_page: bool) -> None:
     """Print a profile as it is written, or as it is meant.
 
     \b
     Examples:
       jupyter isolated profile show standard
       jupyter isolated profile show shared --json
+      jupyter isolated profile show exam --page > exam.md
     """
+    if as_page:
+        click.echo(page.page(name), nl=False)
+        return
     resolved = sources.load(name)
     if as_json:
         click.echo(json.dumps(resolved.profile.to_wire(), indent=2))
