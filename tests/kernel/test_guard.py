@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from isolated_python.engine import interpreters, packages
+from isolated_python.engine import interpreters, packages, sight
 
 from tests.kernel.conftest import Server
 from tests.kernel.test_reasons import TIGHT, provoke
@@ -91,7 +91,7 @@ def foreign() -> Iterator[Path]:
     venv.create(path, symlinks=True)
     site = next((path / "lib").glob("python3*/site-packages"))
     found = packages.environment(interpreters.own())
-    for name in packages._closure(found, {"ipykernel", "iniconfig"}):
+    for name in sight._closure(found, {"ipykernel", "iniconfig"}):
         package = found.packages[name]
         for top in package.tops:
             here = Path(package.folder, top)
