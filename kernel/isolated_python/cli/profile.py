@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -73,11 +74,13 @@ def show(name: str, as_json: bool, as_page: bool) -> None:
 @profile.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def check(file: Path) -> None:
-    """Say whether FILE is a profile; otherwise what is wrong with it, and end with 2.
+    """Say whether FILE is a profile that a kernel of this environment can have; otherwise why not, and end with 2.
 
     \b
     Example:
       jupyter isolated profile check exam.toml
     """
-    sources.read(file)
+    from isolated_python.engine import interpreters
+
+    interpreters.shown([sys.executable, "-m", "ipykernel_launcher"], sources.read(file))
     click.echo(f"{file} is right")
