@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from isolated_python.engine import interpreters, packages
-from isolated_python.engine.packages import Interpreter, View
+from isolated_python.engine import interpreters, sight
+from isolated_python.engine.packages import Interpreter
+from isolated_python.engine.sight import View
 from isolated_python.errors import IsolatedPythonError
 from isolated_python.policy.profile import Modules, Profile
 
@@ -42,7 +43,7 @@ class Site:
 
     def view(self, *grants: str, **modules: bool) -> View:
         profile = replace(Profile(), modules=Modules(grant=grants, **modules))
-        found = packages.view(profile, Interpreter(VERSION, (str(self.path),)), ())
+        found = sight.view(profile, Interpreter(VERSION, (str(self.path),)), ())
         assert found is not None
         return found
 
@@ -98,7 +99,7 @@ def test_the_marker_of_another_python_is_its_own(site: Site) -> None:
     site.add("a", ["a.py"], ['b; python_version < "3.10"'])
     site.add("b", ["b.py"])
     profile = replace(Profile(), modules=Modules(grant=("a",)))
-    view = packages.view(profile, Interpreter((3, 9), (str(site.path),)), ())
+    view = sight.view(profile, Interpreter((3, 9), (str(site.path),)), ())
     assert view is not None
     assert not near(view, site.path)
 
@@ -131,6 +132,14 @@ def test_programs_of_hidden_packages_are_hidden(tmp_path: Path) -> None:
     hidden = dict(site.view("numpy").hidden)
     assert hidden[str(tmp_path / "prefix/bin")] == ("ruff",)
     assert str(tmp_path / "prefix/bin") not in dict(site.view("ruff").hidden)
+
+
+def test_a_program_of_two_packages_is_there_if_one_is(tmp_path: Path) -> None:
+    site = Site(tmp_path / "prefix/lib/python3.11/site-packages")
+    (tmp_path / "prefix/bin").mkdir()
+    site.add("jupyter", ["../../../bin/jupyter", "../../../bin/other"])
+    site.add("jupyter-core", ["jupyter_core/__init__.py", "../../../bin/jupyter"])
+    assert dict(site.view("jupyter-core").hidden)[str(tmp_path / "prefix/bin")] == ("other",)
 
 
 def test_an_editable_install_is_shown_where_it_lies(site: Site, tmp_path: Path) -> None:
@@ -184,7 +193,7 @@ def test_the_first_of_two_folders_wins(tmp_path: Path) -> None:
     user.add("numpy", ["numpy/__init__.py"], version="2.0")
     main.add("numpy", ["numpy/__init__.py"], version="1.0")
     profile = replace(Profile(), modules=Modules(grant=("numpy",)))
-    view = packages.view(profile, Interpreter(VERSION, (str(user.path), str(main.path))), ())
+    view = sight.view(profile, Interpreter(VERSION, (str(user.path), str(main.path))), ())
     assert view is not None
     assert "numpy" in dict(view.hidden)[str(main.path)]
     assert str(user.path) not in dict(view.hidden)
@@ -198,7 +207,6 @@ def test_the_guard_is_told_what_a_cell_may_import(site: Site) -> None:
     assert view.granted == ("IPython", "__future__", "__main__", "builtins", "json", "math", "pandas")
     assert {"numpy", "socket", "os", "ipykernel"} <= {*view.refused}
     assert site.view("@stdlib").refused == ("ipykernel", "numpy", "pandas", "traitlets")
-    assert site.view("math", guard=False).refused == ()
     assert site.view("math", hidden=False).hidden == ()
 
 
@@ -245,6 +253,12 @@ def broken(site: Site, what: str) -> str:
         case "a link to nowhere":
             (site.path / "broken.pth").symlink_to("/nowhere/at/all")
             site.add("numpy", ["numpy/__init__.py"])
+        case "a circle for a folder":
+            (site.path / "more").mkdir()
+            (site.path / "more.pth").write_text("more\n")
+            os.symlink("loop", site.path / "more" / "loop")
+            (site.path / "more" / "loop.pth").symlink_to("loop.pth")
+            site.add("numpy", ["numpy/__init__.py"])
         case "a name of nothing":
             site.add("numpyro", ["numpyro/__init__.py"])
     return "numpy"
@@ -259,6 +273,7 @@ def broken(site: Site, what: str) -> str:
         ("a requirement that is none", "requires '???', which means nothing"),
         ("no ipykernel", "has no ipykernel"),
         ("a link to nowhere", "broken.pth cannot be read (No such file or directory)"),
+        ("a circle for a folder", "loop.pth cannot be read (Too many levels of symbolic links)"),
         ("a name of nothing", "nothing here is called 'numpy': did you mean numpyro"),
     ],
 )

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from isolated_python.engine import interpreters, packages
+from isolated_python.engine import interpreters, packages, sight
 
 from tests.kernel.conftest import Server
+from tests.kernel.test_reasons import TIGHT, provoke
 
 LIST = {"modules": {"grant": ["@stdlib-safe", "numpy", "joblib", "matplotlib"]}}
 
@@ -90,7 +91,7 @@ def foreign() -> Iterator[Path]:
     venv.create(path, symlinks=True)
     site = next((path / "lib").glob("python3*/site-packages"))
     found = packages.environment(interpreters.own())
-    for name in packages._closure(found, {"ipykernel"}):
+    for name in sight._closure(found, {"ipykernel", "iniconfig"}):
         package = found.packages[name]
         for top in package.tops:
             here = Path(package.folder, top)
@@ -110,3 +111,9 @@ def test_the_guard_of_a_foreign_environment_tells_the_same(server: Server, forei
     assert server.text("print([n for n in dir() if not n.startswith('_')])").startswith("['In', 'Out'")
     assert "does not grant the module socket" in failed(server, "import socket")
     assert "by the profile standard" in server.text("%sandbox")
+
+
+def test_every_refusal_has_its_sentence_in_a_foreign_environment(server: Server, foreign: Path) -> None:
+    argv = [str(foreign / "bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    server.start(overrides=TIGHT, spec={"argv": argv})
+    provoke(server, "kernel", TIGHT)

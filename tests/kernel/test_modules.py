@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+from typing import Any
+
+import psutil
 import pytest
 
 from tests.kernel.conftest import Server
@@ -40,3 +45,44 @@ def test_a_name_of_nothing_starts_nothing(server: Server, grant: str, words: str
     answer = server.refused(overrides={"modules": {"grant": [grant]}})
     assert words in answer["error"]
     assert "\n" not in answer["error"]
+
+
+def pooled(server: Server, name: str, grant: list[str]) -> psutil.Process:
+    """Start a kernel with this list whose kind has a pool; its process 1."""
+    overrides: dict[str, Any] = {"modules": {"grant": grant}}
+    if not server.cgroup:
+        overrides["layers"] = {"cgroup": "prefer"}
+    stanza = {"provisioner_name": "isolated-python", "config": {"overrides": overrides, "pool": 1}}
+    answer = server.start(name, spec={"metadata": {"kernel_provisioner": stanza}}, pool=False)
+    return psutil.Process(answer["pid"])
+
+
+@pytest.mark.parametrize("life", [os.geteuid() == 0])
+def test_a_kernel_that_stood_before_has_the_view_and_the_guard_of_its_list(server: Server) -> None:
+    """Two lists, and a kernel of each waits: whoever asks is handed the one of their own."""
+    lists = {"numpy": ["@stdlib-safe", "numpy"], "joblib": ["@stdlib-safe", "joblib"]}
+    for name, grant in lists.items():
+        pooled(server, f"first-{name}", grant)
+    deadline = time.monotonic() + 30
+    while len(server.ask("spares")["names"]) < len(lists):
+        assert time.monotonic() < deadline, "no kernel of each list stands ready"
+    asked = time.time()
+    for name, grant in lists.items():
+        assert pooled(server, name, grant).create_time() < asked
+        other = next(one for one in lists if one != name)
+        assert server.text(f"import {name}; print({name}.__name__)", name) == name
+        assert (
+            server.text(f"import IPython.utils.importstring as i; print(i.import_item('{name}').__name__)", name)
+            == name
+        )
+        for cell, words in {
+            f"import {other}": f"does not grant the module {other}",
+            f"import IPython.utils.importstring as i; i.import_item('{other}')": f"No module named '{other}'",
+            "import socket": "does not grant the module socket",
+        }.items():
+            answer = server.run(cell, name)
+            assert words in answer["text"], (cell, answer)
+        assert "No module named 'click'" in server.text("!python -c 'import click'", name)
+        assert name in server.text("%sandbox modules", name)
+        assert other not in server.text("%sandbox modules", name)
+        assert "(hidden, guard)" in server.text("%sandbox", name)

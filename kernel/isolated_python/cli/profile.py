@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 
 from isolated_python.cli.completion import profiles
-from isolated_python.policy import sources
+from isolated_python.policy import page, sources
 
 
 @click.group()
@@ -48,14 +49,19 @@ def list_profiles(as_json: bool) -> None:
 @click.option(
     "--json", "as_json", is_flag=True, help="The values in bytes, seconds and cores, below the site's ceiling."
 )
-def show(name: str, as_json: bool) -> None:
+@click.option("--page", "as_page", is_flag=True, help="As a page for the people who use it, in Markdown.")
+def show(name: str, as_json: bool, as_page: bool) -> None:
     """Print a profile as it is written, or as it is meant.
 
     \b
     Examples:
       jupyter isolated profile show standard
       jupyter isolated profile show shared --json
+      jupyter isolated profile show exam --page > exam.md
     """
+    if as_page:
+        click.echo(page.page(name), nl=False)
+        return
     resolved = sources.load(name)
     if as_json:
         click.echo(json.dumps(resolved.profile.to_wire(), indent=2))
@@ -68,11 +74,13 @@ def show(name: str, as_json: bool) -> None:
 @profile.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def check(file: Path) -> None:
-    """Say whether FILE is a profile; otherwise what is wrong with it, and end with 2.
+    """Say whether FILE is a profile that a kernel of this environment can have; otherwise why not, and end with 2.
 
     \b
     Example:
       jupyter isolated profile check exam.toml
     """
-    sources.read(file)
+    from isolated_python.engine import interpreters
+
+    interpreters.shown([sys.executable, "-m", "ipykernel_launcher"], sources.read(file))
     click.echo(f"{file} is right")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isolated_python.engine import places
-from isolated_python.engine.packages import View
+from isolated_python.engine.sight import View
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
 from isolated_python.launcher.spawn import spawn

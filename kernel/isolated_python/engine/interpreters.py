@@ -10,7 +10,7 @@ import shutil
 import site
 import sys
 
-from isolated_python.engine import packages
+from isolated_python.engine import sight
 from isolated_python.engine.packages import ELSEWHERE, Interpreter
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import ProgramError
@@ -77,7 +77,7 @@ def of(program: str) -> Interpreter:
     return Interpreter((int(major), int(minor)), tuple(found))
 
 
-def shown(cmd: list[str], profile: Profile) -> tuple[tuple[str, ...], packages.View | None]:
+def shown(cmd: list[str], profile: Profile) -> tuple[tuple[str, ...], sight.View | None]:
     """The host folders that a kernel of this command sees, and what of their packages is granted.
 
     Raises ProgramError, ProfileError, LaunchError.
@@ -86,7 +86,7 @@ def shown(cmd: list[str], profile: Profile) -> tuple[tuple[str, ...], packages.V
     if profile.modules.grant is None:
         return (own_trees() if ours else trees_of(cmd[0])), None
     trees = _own_places() if ours else trees_of(cmd[0], added=False)
-    view = packages.view(profile, own() if ours else of(cmd[0]), trees)
+    view = sight.view(profile, own() if ours else of(cmd[0]), trees)
     return (_narrow([*trees, *view.adds]) if view else trees), view
 
 
@@ -107,8 +107,11 @@ def own_trees() -> tuple[str, ...]:
 
 
 def _added_by(pth: str) -> list[str]:
-    with open(pth, encoding="utf-8", errors="replace") as file:
-        lines = [line.strip() for line in file]
+    try:
+        with open(pth, encoding="utf-8", errors="replace") as file:
+            lines = [line.strip() for line in file]
+    except OSError:  # Python goes on without it, too
+        return []
     return [line for line in lines if os.path.isabs(line) and os.path.isdir(line)]
 
 

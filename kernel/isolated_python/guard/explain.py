@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import time
 import traceback
@@ -32,29 +33,11 @@ class Failure:
     at: float = field(default_factory=time.time)
 
 
-# Every refusal that can be met from a cell.
+# Every refusal that a cell can meet in an error, by the name of the error where one is enough to tell. What the relay
+# and the supervisor refuse, they tell themselves.
 REASONS: dict[str, Reason] = {
-    "ENOSPC": Reason(
-        "mount",
-        "/tmp and the home folder hold {resources.tmp} together, /dev/shm {resources.shm}",
-        ("resources.tmp", "resources.shm"),
-    ),
-    "EAGAIN": Reason(
-        "cgroup", "this kernel may have {resources.processes} processes and threads together", ("resources.processes",)
-    ),
-    "threads": Reason(
-        "cgroup", "this kernel may have {capabilities.threads} threads and processes", ("capabilities.threads",)
-    ),
-    "ENOMEM": Reason("cgroup", "this kernel may use {resources.memory} of memory", ("resources.memory",)),
-    "EMFILE": Reason(
-        "rlimits", "a process of this kernel may have {resources.open_files} files open", ("resources.open_files",)
-    ),
-    "EFBIG": Reason("rlimits", "a file of this kernel may have {resources.file_size}", ("resources.file_size",)),
-    "ENETUNREACH": Reason("net", "this kernel has no network", ("network.reach",)),
-    "EROFS": Reason("mount", "this part of the file system is read-only in here"),
-    "workspace": Reason("mount", "the workspace is {files.workspace}", ("files.workspace",)),
-    "EPERM": Reason("seccomp", "the sandbox refuses this to every kernel"),
-    "EACCES": Reason("landlock", "the sandbox lets nobody write or run this here"),
+    "module": Reason("guard", "the profile {name} does not grant this module", ("modules.grant",)),
+    "hidden": Reason("mount", "the profile {name} hides what it does not grant", ("modules.grant", "modules.hidden")),
     "subprocess": Reason("seccomp", "the profile {name} grants no programs and no forks", ("capabilities.subprocess",)),
     "sockets": Reason("seccomp", "the profile {name} grants no sockets", ("capabilities.sockets",)),
     "native_code": Reason(
@@ -63,78 +46,156 @@ REASONS: dict[str, Reason] = {
     "SIGSYS": Reason("seccomp", "a program made a system call of a foreign architecture, and was ended"),
     "SIGKILL": Reason("cgroup", "a program needed more than this kernel's {resources.memory}", ("resources.memory",)),
     "SIGXFSZ": Reason("rlimits", "a file of this kernel may have {resources.file_size}", ("resources.file_size",)),
-    "module": Reason("guard", "the profile {name} does not grant this module", ("modules.grant",)),
-    "hidden": Reason("mount", "the profile {name} hides what it does not grant", ("modules.grant", "modules.hidden")),
-}  # fmt: skip
+    "threads": Reason(
+        "cgroup", "this kernel may have {capabilities.threads} threads and processes", ("capabilities.threads",)
+    ),
+    "EAGAIN": Reason(
+        "cgroup", "this kernel may have {resources.processes} processes and threads together", ("resources.processes",)
+    ),
+    "ENOMEM": Reason("cgroup", "this kernel may use {resources.memory} of memory", ("resources.memory",)),
+    "EMFILE": Reason(
+        "rlimits", "a process of this kernel may have {resources.open_files} files open", ("resources.open_files",)
+    ),
+    "EFBIG": Reason("rlimits", "a file of this kernel may have {resources.file_size}", ("resources.file_size",)),
+    "ENOSPC": Reason(
+        "mount",
+        "/tmp and the home folder hold {resources.tmp} together, /dev/shm {resources.shm}",
+        ("resources.tmp", "resources.shm"),
+    ),
+    "ENETUNREACH": Reason("net", "this kernel has no network", ("network.reach",)),
+    "ECONNREFUSED": Reason("net", "this kernel's loopback is its own, and no server of the machine listens there"),
+    "family": Reason("seccomp", "sockets in here are streams and datagrams of UNIX, IPv4 and IPv6"),
+    "workspace": Reason("mount", "the workspace is {files.workspace}", ("files.workspace",)),
+    "outside": Reason(
+        "mount", "of the machine's files only programs, libraries and the workspace are in here", ("files.mounts",)
+    ),
+    "EROFS": Reason("mount", "this part of the file system is read-only in here"),
+    "EACCES": Reason("landlock", "the sandbox lets no kernel change this"),
+    "EPERM": Reason("seccomp", "the sandbox refuses this to every kernel"),
+    "ENOSYS": Reason("seccomp", "this call of Linux is not among those that the sandbox knows"),
+}
 
+OWN = ("/mnt/workspace", "/workspace", "/tmp", "/home/user", "/dev/shm", "/var/tmp")  # where files are the kernel's own
 SPAWNING = ("subprocess.py", "popen_fork.py", "popen_spawn_posix.py", "_process_posix.py", "pty.py", "ptyprocess.py")
 SPAWNERS = ("fork(", "forkpty(", "posix_spawn", "execv", "execl", "system(", "popen(", "Popen(", "fork_exec")
 LOADING = ("cannot open shared object", "failed to map segment", "cannot change memory protections")
+MAPPING = ("mmap", "CFUNCTYPE")
+FAMILIES = (errno.EAFNOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
+ENDED = ("CalledProcessError", "TerminatedWorkerError")  # of subprocess, of joblib
 
 
-def kind(error: BaseException, granted: dict[str, Any], lists: dict[str, list[str]] | None = None) -> str:
-    """Which of REASONS is behind an error; empty where none is."""
-    found = ""
-    capabilities = granted["capabilities"]
-    words, number = str(error), error.errno if isinstance(error, OSError) else None
-    if type(error).__name__ == "ModuleNotGranted":
-        found = "module"
-    elif isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in (lists or {}).get(
-        "refused", ()
-    ):
-        found = "hidden"
-    elif not capabilities["native_code"] and (any(one in words for one in LOADING) or _is_mapping(error)):
-        found = "native_code"
-    elif isinstance(error, MemoryError):
-        found = "ENOMEM"
-    elif isinstance(error, RuntimeError) and "start new thread" in words:
-        found = _tasks(granted)
-    elif type(error).__name__ == "gaierror":
-        found = "ENETUNREACH" if capabilities["sockets"] else "sockets"
-    elif type(error).__name__ == "CalledProcessError":
-        codes = {number.value: number.name for number in (signal.SIGSYS, signal.SIGKILL, signal.SIGXFSZ)}
-        code = getattr(error, "returncode", 0)
-        found = codes.get(-code if code < 0 else code - 128, "")
-    elif number == errno.EAGAIN:
-        found = _tasks(granted) if "fork" in words or "Resource temporarily unavailable" in words else ""
-    elif isinstance(error, OSError) and number in (errno.EPERM, errno.EACCES):
-        found = _refused(error, granted)
-    elif number == errno.EROFS:
-        inside = str(getattr(error, "filename", "") or "")
-        own = not inside.startswith("/") or inside.startswith(("/workspace", "/mnt/workspace"))
-        found = "workspace" if own and granted["files"]["workspace"] == "read-only" else "EROFS"
-    elif number is not None:
-        found = errno.errorcode.get(number, "")
-    return found if found in REASONS else ""
+class Seen:
+    """What an error tells of the call that failed, and what this kernel is granted."""
+
+    def __init__(self, error: BaseException, granted: dict[str, Any], lists: dict[str, list[str]]) -> None:
+        self.error, self.lists, self.granted = error, lists, granted
+        self.capabilities: dict[str, Any] = granted["capabilities"]
+        self.name, self.words = type(error).__name__, str(error)
+        self.number = error.errno if isinstance(error, OSError) else None
+        path = getattr(error, "filename", None)
+        self.path = os.path.abspath(path) if isinstance(path, str) else ""
+        frames = traceback.extract_tb(error.__traceback__)
+        self.files = {frame.filename.rpartition("/")[2] for frame in frames}
+        self.line = (frames[-1].line or "") if frames else ""
+        self.spawns = bool(self.files & {*SPAWNING}) or any(word in self.line for word in SPAWNERS)
+        self.connects = "socket.py" in self.files or "socket(" in self.line
+        refused = isinstance(error, (PermissionError, MemoryError))
+        self.maps = refused and any(word in self.line for word in MAPPING)
+
+    def within(self, places: tuple[str, ...]) -> bool:
+        return any((self.path + "/").startswith(place + "/") for place in places)
 
 
-def _tasks(granted: dict[str, Any]) -> str:
-    return "EAGAIN" if granted["capabilities"]["threads"] is None else "threads"
+def _of_modules(seen: Seen) -> str:
+    if seen.name == "ModuleNotGranted":
+        return "module"
+    missing = isinstance(seen.error, ModuleNotFoundError) and (seen.error.name or "").partition(".")[0]
+    return "hidden" if missing and missing in seen.lists["refused"] else ""
 
 
-def _refused(error: OSError, granted: dict[str, Any]) -> str:
-    """EPERM and EACCES have many fathers: the frames tell what was asked for."""
-    capabilities = granted["capabilities"]
-    frames = traceback.extract_tb(error.__traceback__)
-    names = {frame.filename.rpartition("/")[2] for frame in frames}
-    last = frames[-1].line or "" if frames else ""
-    spawning = bool(names & {*SPAWNING}) or any(word in last for word in SPAWNERS)
-    if spawning and not capabilities["subprocess"]:
-        return "subprocess"
-    if not capabilities["sockets"] and ("socket.py" in names or "socket(" in last):
-        return "sockets"
-    if not capabilities["native_code"] and (spawning or "memfd_create" in last or _is_mapping(error)):
-        return "native_code"
-    return errno.errorcode[error.errno or errno.EPERM]
-
-
-def _is_mapping(error: BaseException) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    return (
-        isinstance(error, (PermissionError, MemoryError))
-        and bool(frames)
-        and any(one in (frames[-1].line or "") for one in ("mmap", "CFUNCTYPE"))
+def _of_programs(seen: Seen) -> str:
+    """How a program of the kernel's ended; a shell tells the signal of its own child as 128 and the number."""
+    if seen.name not in ENDED:
+        return ""
+    code = getattr(seen.error, "returncode", 0)
+    ended = {-code, code - 128}
+    return next(
+        (one for one in ("SIGSYS", "SIGKILL", "SIGXFSZ") if signal.Signals[one] in ended or one in seen.words), ""
     )
+
+
+def _of_tasks(seen: Seen) -> str:
+    thread = isinstance(seen.error, RuntimeError) and "start new thread" in seen.words
+    if thread or (seen.number == errno.EAGAIN and seen.spawns):
+        return "EAGAIN" if seen.capabilities["threads"] is None else "threads"
+    return ""
+
+
+def _of_capabilities(seen: Seen) -> str:
+    refused = seen.number in (errno.EPERM, errno.EACCES)
+    if refused and seen.spawns and not seen.capabilities["subprocess"]:
+        return "subprocess"
+    if (seen.name == "gaierror" or (refused and seen.connects)) and not seen.capabilities["sockets"]:
+        return "sockets"
+    loads = seen.maps or any(words in seen.words for words in LOADING)
+    runs = refused and (seen.spawns or "memfd_create" in seen.line)
+    return "native_code" if (loads or runs) and not seen.capabilities["native_code"] else ""
+
+
+def _of_network(seen: Seen) -> str:
+    if seen.granted["layers"]["net"] == "off":
+        return ""
+    if seen.name == "gaierror":
+        return "ENETUNREACH"
+    return "family" if seen.number in FAMILIES and seen.connects else ""
+
+
+def _of_places(seen: Seen) -> str:
+    """Files that are not there, or not to be changed; but what is not there in a folder of one's own is no refusal."""
+    workspace = seen.granted["files"]["workspace"]
+    ours = not seen.path or seen.within(OWN[:2])
+    if seen.number == errno.EROFS:
+        return "workspace" if ours and workspace == "read-only" else "EROFS"
+    if seen.number != errno.ENOENT or not seen.path or seen.spawns:
+        return ""
+    if ours:
+        return "workspace" if workspace == "none" else ""
+    above = os.path.dirname(seen.path)
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    return "outside" if os.stat(above).st_dev == os.stat("/").st_dev else ""  # the root of the view holds nothing else
+
+
+def _of_numbers(seen: Seen) -> str:
+    if isinstance(seen.error, MemoryError):
+        return "ENOMEM"
+    if seen.number in (None, errno.EAGAIN) or (seen.number == errno.EACCES and seen.within(OWN)):
+        return ""  # permissions of one's own files are one's own
+    name = errno.errorcode.get(seen.number or 0, "")
+    return name if name in REASONS else ""
+
+
+LOOKS = (_of_modules, _of_programs, _of_tasks, _of_capabilities, _of_network, _of_places, _of_numbers)
+
+
+def kind(error: BaseException, granted: dict[str, Any], lists: dict[str, list[str]]) -> str:
+    """Which of REASONS is behind an error, or behind what it came of; empty where none is."""
+    came_of: Any = error
+    for _ in range(8):
+        if not isinstance(came_of, BaseException):
+            break
+        seen = Seen(came_of, granted, lists)
+        found = next(filter(None, (look(seen) for look in LOOKS)), "")
+        if found:
+            return found
+        # urllib keeps the reason; requests raises anew while it handles one; others say `from`.
+        reason = getattr(came_of, "reason", None)
+        came_of = (
+            reason
+            if isinstance(reason, BaseException)
+            else came_of.__cause__ or (came_of.__context__ if isinstance(error, OSError) else None)
+        )
+    return ""
 
 
 def told(name: str, granted: dict[str, Any]) -> str:
