@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.vm import image
 from tests.vm.machine import Machine
+from tests.vm.product import PLACE, PYTHON, install
 
-PLACE = "/srv/isolated-python"  # of the sources inside
-PYTHON = f"{image.VENV}/bin/python"
-EACH = 1800  # seconds that one test may take inside, where everything is some thirteen times slower
+EACH = 600  # seconds that one test may take inside, where everything is some thirteen times slower
 LAYERS = ("tests/layers", "tests/linux")
 LIMITS = ("tests/kernel/test_limits.py", "tests/kernel/test_life.py")
-KERNEL = (*LIMITS, "tests/kernel/test_inside.py", "tests/kernel/test_systemd.py")
+KERNEL = (*LIMITS, *(f"tests/kernel/test_{part}.py" for part in ("inside", "bad_input", "systemd")))
 # Parameters and tests left out: programs whose packages are not on the disk, and a promise about a machine's own pace.
 NOWHERE = ("[numbers", "[tables", "[learn", "[plot", "test_probing_is_quick")
 
@@ -66,15 +62,15 @@ def nodes(suites: tuple[str, ...]) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if {"life", "node"} <= {*metafunc.fixturenames}:
+    if {"as_whom", "node"} <= {*metafunc.fixturenames}:
         pairs = [(name, node) for name, life in LIVES.items() for node in nodes(life.suites)]
-        metafunc.parametrize(("life", "node"), pairs, ids=["-".join(pair) for pair in pairs])
+        metafunc.parametrize(("as_whom", "node"), pairs, ids=["-".join(pair) for pair in pairs])
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One life after the other, whatever the order was: each is one run inside."""
-    items.sort(key=lambda item: [*LIVES].index(_asked(item)["life"]) if "life" in _asked(item) else -1)
+    items.sort(key=lambda item: [*LIVES].index(_asked(item)["as_whom"]) if "as_whom" in _asked(item) else -1)
 
 
 def _asked(item: pytest.Item) -> dict[str, Any]:
@@ -93,26 +89,6 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         yield machine
     finally:
         machine.close()
-
-
-def install(machine: Machine) -> None:
-    """Bring the wheel that `make` built, and the tests, into the machine."""
-    (wheel,) = (image.ROOT / ".cache" / "wheel").glob("*.whl")
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for path in ("pyproject.toml", "README.md", "kernel", "tests", "notebooks"):
-            archive.add(image.ROOT / path, path, filter=_readable)
-        archive.add(wheel, wheel.name, filter=_readable)
-    machine.run("root", "sh", "-c", f"mkdir -p {PLACE} && tar -C {PLACE} -xmf -", stdin=packed.getvalue())
-    pip = f"{image.VENV}/bin/pip"
-    machine.run("root", pip, "install", "-q", "--no-deps", "--no-index", "--force-reinstall", f"{PLACE}/{wheel.name}")
-
-
-def _readable(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Everything belongs to root and can be read by all; nothing that was compiled out here."""
-    member.uid = member.gid = 0
-    member.mode |= 0o555 if member.isdir() else 0o444
-    return None if Path(member.name).name == "__pycache__" else member
 
 
 class Run:
@@ -166,7 +142,7 @@ def runs(request: pytest.FixtureRequest, machine: Machine) -> Iterator[dict[str,
     class Runs(dict[str, Run]):
         def __missing__(self, name: str) -> Run:
             asked = (_asked(item) for item in request.session.items)
-            self[name] = Run(machine, name, [one["node"] for one in asked if one.get("life") == name])
+            self[name] = Run(machine, name, [one["node"] for one in asked if one.get("as_whom") == name])
             return self[name]
 
     runs = Runs()
