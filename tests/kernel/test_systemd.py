@@ -47,6 +47,7 @@ def test_two_servers_of_one_user_have_a_scope_each(server: Server) -> None:
     server.start("a")
     first = scope_of(server.ask("supervisor")["pid"])
     os.kill(server.ask("supervisor")["pid"], 9)
+    server.ask("ended", name="a")  # from here on the server knows
     server.start("b")
     second = scope_of(server.ask("supervisor")["pid"])
     assert first != second
