@@ -38,6 +38,9 @@ class Life:
 LIVES = {
     # Logged in, with a user manager; nothing is delegated, so a scope is asked for over D-Bus.
     "session": Life(image.PERSON, (), KERNEL, ("[root",)),
+    # Root in a session of its own, without asking systemd for anything. The user without rights that it makes has no
+    # user manager: of that one only the refusal is of interest here.
+    "root": Life("root", (), (*LAYERS, *KERNEL), ("([ordinary and not without_a_cgroup)",)),
     # Started in a scope that is delegated already.
     "delegated": Life(
         image.PERSON,
@@ -45,9 +48,6 @@ LIVES = {
         (*LAYERS, *LIMITS),
         ("[root",),
     ),
-    # Root in a session of its own, without asking systemd for anything. The user without rights that it makes has no
-    # user manager: of that one only the refusal is of interest here.
-    "root": Life("root", (), (*LAYERS, *KERNEL), ("([ordinary and not without_a_cgroup)",)),
 }
 
 
