@@ -21,6 +21,10 @@ EACH = 600  # seconds that one test may take inside, where everything is some th
 LAYERS = ("tests/layers", "tests/linux")
 LIMITS = ("tests/kernel/test_limits.py", "tests/kernel/test_life.py")
 KERNEL = (*LIMITS, *(f"tests/kernel/test_{part}.py" for part in ("inside", "bad_input", "systemd")))
+UNIT = (
+    *("systemd-run", "--pipe", "--wait", "--collect", "--quiet", f"--working-directory={PLACE}"),
+    *("-p", f"User={image.PERSON}", "-p", "Delegate=yes"),
+)
 # Parameters and tests left out: programs whose packages are not on the disk, and a promise about a machine's own pace.
 NOWHERE = ("[numbers", "[tables", "[learn", "[plot", "test_probing_is_quick")
 
@@ -48,6 +52,8 @@ LIVES = {
         (*LAYERS, *LIMITS),
         ("[root",),
     ),
+    # A unit of the system's manager with a user of its own, as JupyterHub's systemdspawner starts a person's server.
+    "unit": Life("root", UNIT, LIMITS[:1], ("[root",)),
 }
 
 
@@ -100,7 +106,7 @@ class Run:
         options = ["-v", "-p", "no:cacheprovider", "-p", "no:randomly", "-o", "norecursedirs=", f"--timeout={EACH}"]
         without = " and ".join(f"not {word}" for word in (*life.without, *NOWHERE))
         storage = f"HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis-{name}"
-        command = ["env", storage, *life.prefix, PYTHON, "-P", "tests/vm/report.py", *options, "-k", without]
+        command = [*life.prefix, "env", storage, PYTHON, "-P", "tests/vm/report.py", *options, "-k", without]
         self.log = machine.folder / f"{name}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
