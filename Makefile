@@ -97,7 +97,7 @@ test-upstream: $(UPSTREAM)/.installed ## Other people's suites, in the sandbox (
 	$(UPSTREAM)/bin/python tests/upstream/run.py $(ARGS) </dev/null
 
 test-vm: $(TEST)/.installed ## A virtual machine with cgroup v2 and systemd (slow)
-	@test -d tests/vm || { echo "There is no tests/vm in this checkout." >&2; exit 1; }
+	$(call packages,qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs openssh-client util-linux)
 	$(TEST)/bin/python -P -m pytest -q tests/vm -o norecursedirs= --timeout=7200 $(ARGS) </dev/null
 
 test-all: test test-attacks test-mutations test-places test-upstream test-vm ## Everything above, one after the other

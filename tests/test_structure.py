@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kernel" / "isolated_python"
 PARTS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if "vm" not in path.parts)
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 OWN = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir()} - {"py", "__pycache__", "__init__"}
 
 

@@ -173,6 +173,20 @@ def test_no_group_outlives_whom_it_was_made_for(limited: Server, victim: str) ->
         assert limited.text("print(x)", "b") == "1"
 
 
+def test_a_killed_mover_is_replaced(limited: Server) -> None:
+    """Who moves zygotes into groups is a fork of the supervisor; the kernels after the next have theirs by another."""
+    limited.start("a")
+    supervisor = psutil.Process(limited.ask("supervisor")["pid"])
+    (mover,) = (child for child in supervisor.children() if child.cmdline() == supervisor.cmdline())
+    mover.kill()
+    psutil.wait_procs([mover], timeout=5)
+    for name in ("b", "c"):
+        pid = limited.start(name, overrides=MEMORY)["pid"]
+        assert group_of(pid) != group_of(supervisor.pid)
+        assert "resources.memory" in limited.run("x = bytearray(400 << 20)", name)["text"]
+    assert limited.text("print(1)", "a") == "1"
+
+
 def test_without_a_cgroup_the_start_is_refused_and_says_what_to_do(server: Server) -> None:
     """Limits cannot be kept for an ordinary user without a user manager: nothing runs unless the profile says so."""
     if server.cgroup:

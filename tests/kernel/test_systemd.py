@@ -47,6 +47,7 @@ def test_two_servers_of_one_user_have_a_scope_each(server: Server) -> None:
     server.start("a")
     first = scope_of(server.ask("supervisor")["pid"])
     os.kill(server.ask("supervisor")["pid"], 9)
+    server.ask("ended", name="a")  # from here on the server knows
     server.start("b")
     second = scope_of(server.ask("supervisor")["pid"])
     assert first != second
@@ -60,6 +61,28 @@ def test_a_scope_goes_with_its_server(server: Server) -> None:
     server.process.kill()
     assert not left_after(10, {scope})
     assert scope.name not in systemctl("list-units", "--all", "--plain", "--no-legend", "--type=scope")
+
+
+def test_limits_outlive_a_reload_of_systemd(server: Server) -> None:
+    """The group below the scope is ours: the manager that reads its files again leaves it alone."""
+    group = group_of(server.start(overrides={"resources": {"memory": "300 MiB", "processes": 77}})["pid"])
+    names = ("memory.max", "pids.max", "cpu.max")
+    before = [(group["memory"] / name).read_text() for name in names]
+    systemctl("daemon-reload")
+    assert [(group["memory"] / name).read_text() for name in names] == before
+    assert before[0].strip() == str(300 << 20)
+    assert "resources.memory" in server.run("x = bytearray(600 << 20)")["text"]
+
+
+def test_a_limit_that_is_not_the_profiles_is_not_called_so(server: Server) -> None:
+    """An administrator limits all of a person's kernels: who dies of that is told that it was not their own grant."""
+    server.start(overrides={"resources": {"memory": "1 GiB", "tmp": "40 MiB", "shm": "16 MiB"}})
+    scope = scope_of(server.ask("supervisor")["pid"])
+    systemctl("set-property", "--runtime", scope.name, "MemoryMax=300M", "MemorySwapMax=0")
+    answer = server.run("x = bytearray(600 << 20)")
+    assert answer["status"] == "error"
+    assert "a group that it shares with others, had no memory left" in answer["text"]
+    assert server.start("b")["pid"]
 
 
 def scope_of(pid: int) -> Path:

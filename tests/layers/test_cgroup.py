@@ -357,7 +357,7 @@ def test_v2_is_found_where_it_is_handed_down(tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").write_text("1\n")
     refused = cgroups.find(leaf, root=False)
     assert (refused.version, refused.cause) == ("none", f"the cgroup {scope} is not handed cpu")
-    assert "systemd-run --user --scope -p Delegate=yes" in refused.remedy
+    assert "Delegate=cpu memory pids" in refused.remedy  # a further scope would lack it as well
 
 
 @pytest.fixture

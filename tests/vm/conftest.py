@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.vm import image
 from tests.vm.machine import Machine
+from tests.vm.product import PLACE, PYTHON, install
 
-PLACE = "/srv/isolated-python"  # of the sources inside
-PYTHON = f"{image.VENV}/bin/python"
-EACH = 1800  # seconds that one test may take inside, where everything is some thirteen times slower
+EACH = 600  # seconds that one test may take inside, where everything is some thirteen times slower
 LAYERS = ("tests/layers", "tests/linux")
 LIMITS = ("tests/kernel/test_limits.py", "tests/kernel/test_life.py")
-KERNEL = (*LIMITS, "tests/kernel/test_inside.py", "tests/kernel/test_systemd.py")
+KERNEL = (*LIMITS, *(f"tests/kernel/test_{part}.py" for part in ("inside", "bad_input", "systemd")))
+UNIT = (
+    *("systemd-run", "--pipe", "--wait", "--collect", "--quiet", f"--working-directory={PLACE}"),
+    *("-p", f"User={image.PERSON}", "-p", "Delegate=yes"),
+)
 # Parameters and tests left out: programs whose packages are not on the disk, and a promise about a machine's own pace.
 NOWHERE = ("[numbers", "[tables", "[learn", "[plot", "test_probing_is_quick")
 
@@ -42,6 +42,9 @@ class Life:
 LIVES = {
     # Logged in, with a user manager; nothing is delegated, so a scope is asked for over D-Bus.
     "session": Life(image.PERSON, (), KERNEL, ("[root",)),
+    # Root in a session of its own, without asking systemd for anything. The user without rights that it makes has no
+    # user manager: of that one only the refusal is of interest here.
+    "root": Life("root", (), (*LAYERS, *KERNEL), ("([ordinary and not without_a_cgroup)",)),
     # Started in a scope that is delegated already.
     "delegated": Life(
         image.PERSON,
@@ -49,9 +52,8 @@ LIVES = {
         (*LAYERS, *LIMITS),
         ("[root",),
     ),
-    # Root in a session of its own, without asking systemd for anything. The user without rights that it makes has no
-    # user manager: of that one only the refusal is of interest here.
-    "root": Life("root", (), (*LAYERS, *KERNEL), ("([ordinary and not without_a_cgroup)",)),
+    # A unit of the system's manager with a user of its own, as JupyterHub's systemdspawner starts a person's server.
+    "unit": Life("root", UNIT, LIMITS[:1], ("[root",)),
 }
 
 
@@ -66,15 +68,15 @@ def nodes(suites: tuple[str, ...]) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if {"life", "node"} <= {*metafunc.fixturenames}:
+    if {"as_whom", "node"} <= {*metafunc.fixturenames}:
         pairs = [(name, node) for name, life in LIVES.items() for node in nodes(life.suites)]
-        metafunc.parametrize(("life", "node"), pairs, ids=["-".join(pair) for pair in pairs])
+        metafunc.parametrize(("as_whom", "node"), pairs, ids=["-".join(pair) for pair in pairs])
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One life after the other, whatever the order was: each is one run inside."""
-    items.sort(key=lambda item: [*LIVES].index(_asked(item)["life"]) if "life" in _asked(item) else -1)
+    items.sort(key=lambda item: [*LIVES].index(_asked(item)["as_whom"]) if "as_whom" in _asked(item) else -1)
 
 
 def _asked(item: pytest.Item) -> dict[str, Any]:
@@ -95,26 +97,6 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         machine.close()
 
 
-def install(machine: Machine) -> None:
-    """Bring the wheel that `make` built, and the tests, into the machine."""
-    (wheel,) = (image.ROOT / ".cache" / "wheel").glob("*.whl")
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for path in ("pyproject.toml", "README.md", "kernel", "tests", "notebooks"):
-            archive.add(image.ROOT / path, path, filter=_readable)
-        archive.add(wheel, wheel.name, filter=_readable)
-    machine.run("root", "sh", "-c", f"mkdir -p {PLACE} && tar -C {PLACE} -xmf -", stdin=packed.getvalue())
-    pip = f"{image.VENV}/bin/pip"
-    machine.run("root", pip, "install", "-q", "--no-deps", "--no-index", "--force-reinstall", f"{PLACE}/{wheel.name}")
-
-
-def _readable(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Everything belongs to root and can be read by all; nothing that was compiled out here."""
-    member.uid = member.gid = 0
-    member.mode |= 0o555 if member.isdir() else 0o444
-    return None if Path(member.name).name == "__pycache__" else member
-
-
 class Run:
     """One life's suite, running inside: its reports are read as they come."""
 
@@ -124,7 +106,7 @@ class Run:
         options = ["-v", "-p", "no:cacheprovider", "-p", "no:randomly", "-o", "norecursedirs=", f"--timeout={EACH}"]
         without = " and ".join(f"not {word}" for word in (*life.without, *NOWHERE))
         storage = f"HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis-{name}"
-        command = ["env", storage, *life.prefix, PYTHON, "-P", "tests/vm/report.py", *options, "-k", without]
+        command = [*life.prefix, "env", storage, PYTHON, "-P", "tests/vm/report.py", *options, "-k", without]
         self.log = machine.folder / f"{name}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
@@ -166,7 +148,7 @@ def runs(request: pytest.FixtureRequest, machine: Machine) -> Iterator[dict[str,
     class Runs(dict[str, Run]):
         def __missing__(self, name: str) -> Run:
             asked = (_asked(item) for item in request.session.items)
-            self[name] = Run(machine, name, [one["node"] for one in asked if one.get("life") == name])
+            self[name] = Run(machine, name, [one["node"] for one in asked if one.get("as_whom") == name])
             return self[name]
 
     runs = Runs()

@@ -93,6 +93,8 @@ def build(say: Callable[[str], None]) -> Path:
     run("qemu-img", "convert", "-O", "qcow2", str(making / "disk.raw"), str(making / "disk.qcow2"))
     (making / "disk.raw").unlink()
     shutil.rmtree(tree)
+    for older in [path for path in CACHE.iterdir() if path != making]:
+        shutil.rmtree(older)
     making.rename(folder)
     return folder
 

@@ -21,7 +21,7 @@ from tests.vm import image
 SNAPSHOT = "ready"
 BOOT = 600.0  # seconds; a quiet machine needs sixty
 ANSWER = 300.0  # seconds that saving or loading the whole memory may take
-PROCESSORS, MEMORY = 2, "1536"
+PROCESSORS, MEMORY = 2, "2048"
 
 
 class Machine:
@@ -114,8 +114,8 @@ class Machine:
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
-    def ssh(self, user: str, command: list[str]) -> list[str]:
-        """The command line that runs `command` inside, as `user`, in a session of its own."""
+    def ssh(self, user: str, command: list[str], *more: str) -> list[str]:
+        """The command line that runs `command` inside, as `user`, in a session of its own; `more`: options of ssh."""
         settings = {
             "IdentityFile": self.folder / "key",
             "IdentitiesOnly": "yes",
@@ -126,7 +126,7 @@ class Machine:
             "LogLevel": "ERROR",
         }
         options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-        return ["ssh", "-F", "none", *options, "-p", str(self.port), f"{user}@127.0.0.1", shlex.join(command)]
+        return ["ssh", "-F", "none", *options, *more, "-p", str(self.port), f"{user}@127.0.0.1", shlex.join(command)]
 
     def run(self, user: str, *command: str, stdin: bytes = b"", timeout: float = 600) -> str:
         """Run a command inside to its end; fails with what it said where it fails."""

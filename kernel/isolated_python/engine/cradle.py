@@ -31,7 +31,11 @@ class Cradle:
     def ask(self, want: Want) -> None:
         """Call `want` when a child may be born. One follows another: each birth is followed by `go_on`."""
         self._waiting.append(want)
-        self._serve()
+        if isinstance(self._next, HostError):  # what was wrong then need not be wrong now
+            self._next = None
+            self.go_on()
+        else:
+            self._serve()
 
     def go_on(self) -> None:
         """The zygote is ready, or has given birth: make the next group, and have the zygote moved there."""

@@ -19,13 +19,18 @@ def status_of(code: int, *, exited: bool) -> int:
 
 def why(status: int, profile: Profile, group: cgroup.Group | None) -> str:
     """Empty where nothing of ours ended it."""
-    if status == -signal.SIGKILL and group is not None and profile.resources.memory is not None:
-        usage = group.usage()
-        if group.events().oom_kills:
-            peak = f" (it had used {usage.memory_peak >> 20} MiB)" if usage.memory_peak else ""
+    if status == -signal.SIGKILL and group is not None:
+        events, peak = group.events(), group.usage().memory_peak
+        used = f" (it had used {peak >> 20} MiB)" if peak else ""
+        if events.oom_kills and not events.oom_failures:
+            return (
+                f"the kernel was killed: the machine, or a group that it shares with others, had no memory left{used}; "
+                f"the profile {profile.name} would have granted more (resources.memory)"
+            )
+        if events.oom_kills and profile.resources.memory is not None:
             return (
                 f"the kernel was killed: it needed more than the {profile.resources.memory >> 20} MiB of memory that "
-                f"the profile {profile.name} grants{peak} (resources.memory)"
+                f"the profile {profile.name} grants{used} (resources.memory)"
             )
     if status == -signal.SIGSYS:
         return "the kernel was killed by its seccomp filter: it made a system call of a foreign architecture"

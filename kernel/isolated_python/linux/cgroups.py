@@ -17,6 +17,9 @@ V2_CONTROLLERS = frozenset(("memory", "pids", "cpu"))
 # Into this child the processes of a v2 group move: only a group without processes hands controllers down.
 LEAF = "isolated-python-leaf"
 
+# What systemd hands down to people's own managers. systemd.resource-control(5)
+DROP_IN = "/etc/systemd/system/user@.service.d/delegate.conf"
+
 OPT_OUT = 'write cgroup = "prefer" under [layers] in the profile'
 
 
@@ -96,9 +99,13 @@ def find(own: Own, *, root: bool) -> Found:
             cause=f"no cgroup v2 is mounted, and no v1 with {', '.join(missing)}",
             remedy=f"mount -t cgroup2 none /sys/fs/cgroup, or {OPT_OUT}",
         )
-    start = "run the server as a systemd service with Delegate=yes" if root else "run the server under"
-    command = "" if root else " systemd-run --user --scope -p Delegate=yes"
-    return Found("none", cause=causes[0], remedy=f"{start}{command}, or {OPT_OUT}")
+    if root:
+        remedy = "run the server as a systemd service with Delegate=yes"
+    elif os.access(own.v2, os.W_OK):  # delegated, but without them: systemd before 244, or an administrator's choice
+        remedy = f"let root write Delegate=cpu memory pids below [Service] in {DROP_IN} and restart the machine"
+    else:
+        remedy = "run the server under systemd-run --user --scope -p Delegate=yes"
+    return Found("none", cause=causes[0], remedy=f"{remedy}, or {OPT_OUT}")
 
 
 def _above(own: Own) -> Iterator[str]:

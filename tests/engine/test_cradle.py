@@ -1,0 +1,45 @@
+"""The cradle has a group for whoever asks, as soon as there can be one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from isolated_python.engine.cradle import Cradle
+from isolated_python.engine.loop import Loop
+from isolated_python.engine.mover import Mover
+from isolated_python.errors import HostError
+from isolated_python.layers import cgroup
+from isolated_python.layers.cgroup import v2
+
+
+def test_a_group_that_could_not_be_made_once_is_made_for_the_next_who_asks(tmp_path: Path) -> None:
+    """Too many groups, or a mover that was killed: one start is refused, and not every start from then on."""
+    (tmp_path / "cgroup.procs").touch()
+    loop, results = Loop(), iter([HostError("not now", remedy="try again"), v2.Group(str(tmp_path), "kernel")])
+    mover = Mover(loop)
+
+    def make() -> cgroup.Group:
+        match next(results):
+            case HostError() as error:
+                raise error
+            case group:
+                return group
+
+    heard = []
+
+    def want(found: cgroup.Group | HostError) -> bool:
+        heard.append(found)
+        raise SystemExit
+
+    cradle = Cradle(mover, make, os.getpid())
+    cradle.go_on()
+    cradle.ask(want)
+    try:
+        loop.run()
+    except SystemExit:
+        mover.close()
+    os.wait()
+
+    assert [type(found) for found in heard] == [v2.Group]
+    assert (tmp_path / "cgroup.procs").read_text() == str(os.getpid())
