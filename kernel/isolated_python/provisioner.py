@@ -59,6 +59,9 @@ class IsolatedProvisioner(KernelProvisionerBase):
         help="How many kernels stand ready before anybody asks: a number, as many as were asked for lately, or none.",
     ).tag(config=True)
     overrides = Dict(help="What to change in the profile, in the tables of its file.").tag(config=True)
+    locked = Unicode(
+        help="The notebooks' folder of a locked server: workspaces lie in it, and profiles are the administrator's."
+    ).tag(config=True)
 
     _kernel: client.Kernel | None = None
     _client: client.Client | None = None
@@ -132,7 +135,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
     async def _launch(self, cmd: list[str], kwargs: dict[str, Any], opened: list[int]) -> KernelConnectionInfo:
         assert self._client is not None
-        resolved = sources.load(self.profile, [("the configuration", self.overrides)] if self.overrides else [])
+        resolved = self._resolve()
         self._cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
         profile, empty = _not_the_home(self._cwd, resolved.profile, chosen=bool(kwargs.get("cwd")))
         for note in filter(None, (*resolved.notes, empty)):
@@ -143,7 +146,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
         streams = {name: _descriptor(kwargs.get(name), opened) for name in ("stdin", "stdout", "stderr")}
         given = [number for number in streams.values() if number is not None]
-        given += _workspace(self._cwd, profile, opened)
+        given += _workspace(self._cwd, profile, opened, self.locked)
         ports = [secrets.randbelow(20_000) + 20_000]
         ports = [ports[0] + number for number in range(5)]
         answer = await asyncio.wrap_future(
@@ -173,6 +176,15 @@ class IsolatedProvisioner(KernelProvisionerBase):
         for note in answer["notes"]:
             self.log.warning("Isolated Python: weakened, as the profile %s allows: %s", profile.name, note)
         return self.connection_info
+
+    def _resolve(self) -> sources.Resolved:
+        """The profile. Where the server is locked, a person's own is not looked for."""
+        changes = [("the configuration", self.overrides)] if self.overrides else []
+        if not self.locked:
+            return sources.load(self.profile, changes)
+        changes.append(("the lock", {"files": {"links": False}}))
+        folders = [*(folder / "profiles" for folder in sources.site_folders()), sources.SHIPPED]
+        return sources.load(self.profile, changes, folders=folders)
 
     def _key(self) -> str:
         key = self.connection_info.get("key", b"")
@@ -345,10 +357,25 @@ def _descriptor(stream: Any, opened: list[int]) -> int | None:
     return None if number < 0 else int(number)
 
 
-def _workspace(cwd: str, profile: Profile, opened: list[int]) -> list[int]:
+def _workspace(cwd: str, profile: Profile, opened: list[int], locked: str = "") -> list[int]:
     """Open, once, the folders that the profile grants. Raises LaunchError with one sentence."""
     given = [] if profile.files.workspace == "none" else [_open_folder(cwd, "the workspace", opened)]
+    if given and locked:
+        _among_the_notebooks(given[0], locked)
     return given + [_open_folder(grant.source, "a granted folder", opened) for grant in profile.files.mounts]
+
+
+def _among_the_notebooks(workspace: int, root: str) -> None:
+    """On a locked server a path in a request must not lead elsewhere, by dots or by links. Raises LaunchError.
+
+    The folder is open already, so what is asked is where it is, and not what a path meant a moment ago.
+    """
+    below = os.path.relpath(os.readlink(f"/proc/self/fd/{workspace}"), os.path.realpath(root))
+    if below != "." and any(part.startswith(".") for part in below.split(os.sep)):
+        raise LaunchError(
+            "this server is locked, and the folder asked for is hidden or not among its notebooks",
+            remedy="move the notebook into a folder that the file browser shows",
+        )
 
 
 def _not_the_home(cwd: str, profile: Profile, *, chosen: bool) -> tuple[Profile, str]:

@@ -48,6 +48,7 @@ def start(homes: Callable[[], Path]) -> Iterator[Callable[..., Server]]:
     def start(config: dict[str, Any], *arguments: str, home: Path | None = None, **more: Any) -> Server:
         home = home or homes()
         more.setdefault("cwd", home)
+        more["cwd"].mkdir(exist_ok=True)
         more.setdefault("env", environment(home))
         servers.append(Server(home, config, [*(arguments or ("jupyter_server",))], **more))
         return servers[-1]

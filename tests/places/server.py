@@ -31,6 +31,7 @@ QUIET = {
         "extension_manager": "readonly",
     },
 }
+NEEDED = ("ServerApp", "IdentityProvider")  # by every server of these tests
 
 
 def free_port() -> int:
@@ -53,14 +54,22 @@ def listens(port: int, ended: threading.Event) -> bool:
 class Server:
     """One server, its home and its notebooks."""
 
-    def __init__(self, home: Path, config: Mapping[str, Any], command: list[str], **popen: Any) -> None:
+    def __init__(
+        self, home: Path, config: Mapping[str, Any], command: list[str], *, configuration: Path | None = None,
+        **popen: Any,
+    ) -> None:  # fmt: skip
+        """`configuration`: a file that the server finds by itself, in place of `config`."""
         self.home, self.notebooks = home, home / "notebooks"
         self.notebooks.mkdir(exist_ok=True)
-        settings = {key: dict(QUIET.get(key, {})) | dict(config.get(key, {})) for key in {**QUIET, **config}}
-        path = home / "server.json"
-        path.write_text(json.dumps(settings))
         self.port = free_port()
-        arguments = [f"--config={path}", f"--ServerApp.root_dir={self.notebooks}", f"--ServerApp.port={self.port}"]
+        arguments = [f"--ServerApp.root_dir={self.notebooks}", f"--ServerApp.port={self.port}"]
+        if configuration is None:
+            settings = {key: dict(QUIET.get(key, {})) | dict(config.get(key, {})) for key in {**QUIET, **config}}
+            path = home / "server.json"
+            path.write_text(json.dumps(settings))
+            arguments.append(f"--config={path}")
+        else:
+            arguments += [f"--{table}.{key}={value}" for table in NEEDED for key, value in QUIET[table].items()]
         self.said: list[str] = []
         self._ended = threading.Event()
         self.process = subprocess.Popen(
