@@ -15,6 +15,7 @@ import pytest
 from tests.places.server import Server
 
 BIN = str(Path(sys.executable).parent)
+DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 # Enough for a plot, and soon used up.
 SMALL = {"resources": {"memory": "384 MiB", "tmp": "64 MiB", "shm": "32 MiB"}}
 if os.geteuid() != 0 and not os.path.exists("/sys/fs/cgroup/cgroup.controllers"):

@@ -15,11 +15,10 @@ import pytest
 from isolated_python.launcher import argv
 
 from tests.conftest import Ordinary, somebody
-from tests.places.conftest import SMALL, environment
+from tests.places.conftest import DEPLOY, SMALL, environment
 from tests.places.kernel import text
 from tests.places.server import Server
 
-DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 # What a cell sees of the host from within a plain kernel, and not from within a sandbox.
 LOOK = "import os; print('host' if os.path.exists('/etc/shadow') else 'sandbox')"
 PLAIN = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
