@@ -3,7 +3,7 @@ jupyter_client's hooks, turned into the engine's verbs. What a kernel may do is 
 
 Runs:     in the Jupyter server, or whatever else starts kernels
 Trusts:   the server
-Imports:  errors, policy, engine
+Imports:  errors, policy, engine, owners
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Enum, Integer, Unicode, Union
 
+from isolated_python import owners
 from isolated_python.engine import client, interpreters
 from isolated_python.engine.pool import ADAPTIVE
 from isolated_python.engine.zygotes import ROOT
@@ -69,6 +70,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
     _name = ""
     _prefix = ""
     pid: int | None = None
+    owner: str | None = None  # who started it first; whoever restarts it does not become that
 
     def __init__(self, **given: Any) -> None:
         """`given`: also the stanza of the kernelspec, in which a typo must not quietly mean the default."""
@@ -113,7 +115,10 @@ class IsolatedProvisioner(KernelProvisionerBase):
             command = manager.format_kernel_cmd(extra_arguments=extra)
         else:
             command = self.kernel_spec.argv + extra
-        return await super().pre_launch(cmd=command, **kwargs)
+        kwargs = await super().pre_launch(cmd=command, **kwargs)
+        if self.owner is None:
+            self.owner = owners.asking(kwargs["env"])
+        return kwargs
 
     # ---- the start -------------------------------------------------------------------------------------------------
 
@@ -136,8 +141,10 @@ class IsolatedProvisioner(KernelProvisionerBase):
     async def _launch(self, cmd: list[str], kwargs: dict[str, Any], opened: list[int]) -> KernelConnectionInfo:
         assert self._client is not None
         resolved = self._resolve()
-        self._cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
-        profile, empty = _not_the_home(self._cwd, resolved.profile, chosen=bool(kwargs.get("cwd")))
+        own = owners.folder_of(resolved.profile.files.folder, self.owner or "")
+        chosen = own or kwargs.get("cwd")
+        self._cwd = os.path.abspath(chosen or os.getcwd())
+        profile, empty = _not_the_home(self._cwd, resolved.profile, chosen=bool(chosen))
         for note in filter(None, (*resolved.notes, empty)):
             self.log.warning("Isolated Python: %s", note)
         ours = interpreters.is_ours(cmd)
@@ -146,7 +153,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
         streams = {name: _descriptor(kwargs.get(name), opened) for name in ("stdin", "stdout", "stderr")}
         given = [number for number in streams.values() if number is not None]
-        given += _workspace(self._cwd, profile, opened, self.locked)
+        given += _workspace(self._cwd, profile, opened, "" if own else self.locked)
         ports = [secrets.randbelow(20_000) + 20_000]
         ports = [ports[0] + number for number in range(5)]
         answer = await asyncio.wrap_future(

@@ -92,10 +92,10 @@ class Server:
     def log(self) -> str:
         return "".join(self.said)
 
-    def ask(self, method: str, path: str, content: Any = None) -> tuple[int, Any]:
-        """A request with the right token: its status, and what came back."""
+    def ask(self, method: str, path: str, content: Any = None, *, token: str = TOKEN) -> tuple[int, Any]:
+        """A request: its status, and what came back."""
         data = None if content is None else json.dumps(content).encode()
-        headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.url(path), data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
