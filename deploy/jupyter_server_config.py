@@ -1,8 +1,10 @@
 """
 A locked Jupyter server: its kernels start in a sandbox, and nothing else that a person asks for starts on the host.
 
-Copy it to /etc/jupyter, owned by root, and start the server, as its user, with
+Copy it to /etc/jupyter, owned by root, and start the server, as its user, with its configuration from there alone:
 
+    install -D -m 644 jupyter_server_config.py /etc/jupyter/jupyter_server_config.py
+    touch /etc/jupyter/migrated        # Jupyter would make this file, and its user may not
     JUPYTER_CONFIG_DIR=/etc/jupyter PYTHONNOUSERSITE=1 jupyter lab
 
 Then `jupyter isolated doctor --server`, with the same two variables, names what still stands open.

@@ -57,6 +57,7 @@ def etc() -> Iterator[Path]:
         shutil.copy(DEPLOY / "jupyter_server_config.py", folder)
         with (folder / "jupyter_server_config.py").open("a") as file:
             file.write(f"c.IsolatedProvisioner.overrides = {SMALL!r}\n")
+        (folder / "migrated").touch()
         folder.chmod(0o555)
         yield folder
         folder.chmod(0o755)
@@ -99,6 +100,40 @@ def begin(server: Server, name: str, **more: Any) -> str:
 @pytest.mark.parametrize("name", ["python3", "isolated-python"])
 def test_a_name_of_the_administrators_starts_a_sandbox_whatever_shadows_it(server: Server, name: str) -> None:
     assert text(server, begin(server, name), LOOK) == "sandbox"
+
+
+def test_a_restart_begins_in_a_sandbox_again(server: Server) -> None:
+    kernel = begin(server, "python3", path="x.ipynb")
+    assert server.ask("POST", f"api/kernels/{kernel}/restart", {})[0] == 200
+    assert text(server, kernel, LOOK) == "sandbox"
+
+
+@pytest.mark.thorough
+def test_the_lock_holds_for_a_server_of_an_ordinary_user(
+    start: Callable[..., Server], ordinary: Ordinary, etc: Path
+) -> None:
+    """Such as a hub starts; where the machine has no cgroup for such a user, without one."""
+    if os.geteuid() != 0:
+        pytest.skip("the other tests of this file are that already")
+    furnish(ordinary.home)
+    (ordinary.home / "notebooks").mkdir()
+    for folder, _, _ in os.walk(ordinary.home):
+        os.chown(folder, ordinary.uid, ordinary.gid)
+    mine = ordinary.home.parent / f"{ordinary.home.name}-etc"
+    shutil.copytree(etc, mine)
+    mine.chmod(0o755)
+    try:
+        with (mine / "jupyter_server_config.py").open("a") as file:
+            file.write('c.IsolatedProvisioner.overrides = {"layers": {"cgroup": "prefer"}}\n')
+        who = {"user": ordinary.uid, "group": ordinary.gid, "extra_groups": []}
+        file_name = mine / "jupyter_server_config.py"
+        one = start({}, home=ordinary.home, env=locked(ordinary.home, mine), configuration=file_name, **who)
+        for name in ("python3", "isolated-python"):
+            assert text(one, begin(one, name, path="x.ipynb"), LOOK) == "sandbox"
+        assert one.ask("POST", "api/kernels", {"name": "mine-local"})[0] >= 400
+        one.close()
+    finally:
+        shutil.rmtree(mine)
 
 
 def test_the_same_names_start_plain_kernels_on_a_server_that_is_not_locked(unlocked: Server) -> None:
