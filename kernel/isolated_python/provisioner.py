@@ -3,7 +3,7 @@ jupyter_client's hooks, turned into the engine's verbs. What a kernel may do is 
 
 Runs:     in the Jupyter server, or whatever else starts kernels
 Trusts:   the server
-Imports:  errors, policy, engine
+Imports:  errors, policy, engine, owners
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Enum, Integer, Unicode, Union
 
+from isolated_python import owners
 from isolated_python.engine import client, folders, interpreters
 from isolated_python.engine.pool import ADAPTIVE
 from isolated_python.engine.zygotes import ROOT
@@ -59,6 +60,9 @@ class IsolatedProvisioner(KernelProvisionerBase):
         help="How many kernels stand ready before anybody asks: a number, as many as were asked for lately, or none.",
     ).tag(config=True)
     overrides = Dict(help="What to change in the profile, in the tables of its file.").tag(config=True)
+    locked = Unicode(
+        help="The notebooks' folder of a locked server: workspaces lie in it, and profiles are the administrator's."
+    ).tag(config=True)
 
     _kernel: client.Kernel | None = None
     _client: client.Client | None = None
@@ -66,6 +70,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
     _name = ""
     _prefix = ""
     pid: int | None = None
+    owner: str | None = None  # who started it first; whoever restarts it does not become that
 
     def __init__(self, **given: Any) -> None:
         """`given`: also the stanza of the kernelspec, in which a typo must not quietly mean the default."""
@@ -110,7 +115,10 @@ class IsolatedProvisioner(KernelProvisionerBase):
             command = manager.format_kernel_cmd(extra_arguments=extra)
         else:
             command = self.kernel_spec.argv + extra
-        return await super().pre_launch(cmd=command, **kwargs)
+        kwargs = await super().pre_launch(cmd=command, **kwargs)
+        if self.owner is None:
+            self.owner = owners.asking(kwargs["env"])
+        return kwargs
 
     # ---- the start -------------------------------------------------------------------------------------------------
 
@@ -132,14 +140,18 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
     async def _launch(self, cmd: list[str], kwargs: dict[str, Any], opened: list[int]) -> KernelConnectionInfo:
         assert self._client is not None
-        resolved = sources.load(self.profile, [("the configuration", self.overrides)] if self.overrides else [])
-        self._cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
+        resolved = self._resolve()
+        own = owners.folder_of(resolved.profile.files.folder, self.owner or "")
+        chosen = own or kwargs.get("cwd")
+        self._cwd = os.path.abspath(chosen or os.getcwd())
         profile, empty = resolved.profile, ""
         workspace: list[int] = []
         if profile.files.workspace != "none":
             workspace = [folders.open_folder(self._cwd, "the workspace")]
             opened += workspace
-            profile, empty = _not_the_home(workspace[0], profile, chosen=bool(kwargs.get("cwd")))
+            if self.locked and not own:
+                _among_the_notebooks(workspace[0], self.locked)
+            profile, empty = _not_the_home(workspace[0], profile, chosen=bool(chosen))
         for note in filter(None, (*resolved.notes, empty)):
             self.log.warning("Isolated Python: %s", note)
         ours = interpreters.is_ours(cmd)
@@ -178,6 +190,15 @@ class IsolatedProvisioner(KernelProvisionerBase):
         for note in answer["notes"]:
             self.log.warning("Isolated Python: weakened, as the profile %s allows: %s", profile.name, note)
         return self.connection_info
+
+    def _resolve(self) -> sources.Resolved:
+        """The profile. Where the server is locked, a person's own is not looked for."""
+        changes = [("the configuration", self.overrides)] if self.overrides else []
+        if not self.locked:
+            return sources.load(self.profile, changes)
+        changes.append(("the lock", {"files": {"links": False}}))
+        folders = [*(folder / "profiles" for folder in sources.site_folders()), sources.SHIPPED]
+        return sources.load(self.profile, changes, folders=folders)
 
     def _key(self) -> str:
         key = self.connection_info.get("key", b"")
@@ -361,6 +382,19 @@ def _granted(workspace: list[int], profile: Profile, opened: list[int]) -> list[
     for folder in written:
         folders.may_be_written(folder)
     return given
+
+
+def _among_the_notebooks(workspace: int, root: str) -> None:
+    """On a locked server a path in a request must not lead elsewhere, by dots or by links. Raises LaunchError.
+
+    The folder is open already, so what is asked is where it is, and not what a path meant a moment ago.
+    """
+    below = os.path.relpath(os.readlink(f"/proc/self/fd/{workspace}"), os.path.realpath(root))
+    if below != "." and any(part.startswith(".") for part in below.split(os.sep)):
+        raise LaunchError(
+            "this server is locked, and the folder asked for is hidden or not among its notebooks",
+            remedy="move the notebook into a folder that the file browser shows",
+        )
 
 
 def _not_the_home(folder: int, profile: Profile, *, chosen: bool) -> tuple[Profile, str]:

@@ -71,6 +71,24 @@ def step(write: tuple[str, ...] = (), abi: int = ABI) -> Step:
     return layer.RestrictFiles(layer.READABLE, write, layer.TERMINALS, abi)
 
 
+@pytest.mark.parametrize("user", USERS)
+def test_a_folder_can_be_written_and_yet_get_no_link(places: tuple[str, str], user: int) -> None:
+    """Neither made there nor moved there: a server's file browser would follow it out of the folder."""
+    plain, open_to_links = places
+    steps = [layer.RestrictFiles(layer.READABLE, (open_to_links,), layer.TERMINALS, ABI, plain=(plain,))]
+    snippets = [
+        f"open('{plain}/new', 'w').write('x')",
+        f"os.link('{plain}/new', '{plain}/hard')",
+        f"os.symlink('/etc', '{open_to_links}/link')",
+        f"os.symlink('/etc', '{plain}/link')",
+        f"os.rename('{open_to_links}/link', '{plain}/link')",
+    ]
+    outcome = attempt(steps, snippets, user)
+    assert outcome[:4] == [0, 0, 0, errno.EACCES]
+    assert outcome[4] in (errno.EACCES, errno.EXDEV)
+    assert not os.path.lexists(f"{plain}/link")
+
+
 @pytest.mark.skipif(ABI < 3, reason="truncation is a right of its own since linux 6.2")
 @pytest.mark.parametrize("user", USERS)
 def test_files_are_read_everywhere_and_written_where_granted(places: tuple[str, str], user: int) -> None:

@@ -77,6 +77,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"files": {"changes": "keep"}}, "means nothing"),
     ({"files": {"folder": "{home}"}}, "plain absolute path"),
     ({"files": {"folder": "/srv/{home}"}}, "all that can stand"),
+    ({"files": {"links": False}, "layers": {"landlock": "off"}}, "held by Landlock"),
     ({"preload": ["os; import x"]}, "module names"),
 ]
 
@@ -108,14 +109,15 @@ def test_nothing_below_exceeds_the_ceiling(tmp_path: Path) -> None:
     """Numbers and modes come down to it, each with a sentence; what it does not speak of stays."""
     (tmp_path / "ceiling.toml").write_text(
         '[resources]\nmemory = "1 GiB"\ncpu = 1\n[layers]\nseccomp = "require"\n[files]\nworkspace = "read-only"\n'
+        "links = false\n"
     )
     asked = {"resources": {"memory": "unlimited", "processes": 999}, "layers": {"seccomp": "off", "time": "off"}}
     found = sources.load("standard", [("the kernelspec", asked)], ceilings=[tmp_path])
     profile = found.profile
     assert (profile.resources.memory, profile.resources.cpu, profile.resources.processes) == (1 * GiB, 1.0, 999)
     assert (profile.layers.seccomp, profile.layers.time) == ("require", "off")
-    assert profile.files.workspace == "read-only"
-    assert len(found.notes) >= 4
+    assert (profile.files.workspace, profile.files.links) == ("read-only", False)
+    assert len(found.notes) >= 5
 
 
 def test_what_is_below_the_ceiling_already_stays(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ The command line: `jupyter isolated …`, one module a command, loaded when it i
 
 Runs:     in a terminal
 Trusts:   the person at it
-Imports:  errors, policy, engine, layers, linux
+Imports:  errors, policy, engine, layers, linux, doors
 """
 
 from __future__ import annotations

@@ -216,44 +216,67 @@ def _cell(home: Path) -> str:
     return CELL.format(home=str(home), files=files, fields=FIELDS)
 
 
+# ---- from beside -----------------------------------------------------------------------------------------------------
+
+
+def look_beside(arguments: list[str]) -> list[Finding]:
+    """Configure the server that would be started here, and try each of its side doors."""
+    from isolated_python import doors
+
+    app = doors.configured(arguments)
+    found = [(door, door.open(app)) for door in (*doors.DOORS, *doors.extensions(app))]
+    return [Finding(door.name, FAIL if why else PASS, why, door.setting if why else "") for door, why in found]
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--probe", is_flag=True, help="Start a kernel, and ask from the inside.")
-def doctor(as_json: bool, probe: bool) -> None:
+@click.option("--server", is_flag=True, help="Name what else than kernels would run on the host, and what shuts it.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def doctor(as_json: bool, probe: bool, server: bool, arguments: tuple[str, ...]) -> None:
     """Say what this machine can give, layer by layer, and what repairs the rest.
 
-    Ends with 0 when the profile `standard` can be had here, with 1 when something it requires is missing.
+    Ends with 0 when the profile `standard` can be had here, with 1 when something it requires is missing or, with
+    --server, a side door stands open. ARGUMENTS, after --, are those that the server is started with.
 
     \b
     Examples:
       jupyter isolated doctor
       jupyter isolated doctor --probe --json
+      jupyter isolated doctor --server -- --config=/srv/jupyter/config.py
     """
+    if arguments and not server:
+        raise click.UsageError("arguments are for the server: they need --server")
     host = host_facts.probe()
     outside = examine(Profile(), host, delegation=systemd.wanted(), compiler=_compiler())
     inside = look_inside() if probe else []
+    beside = look_beside([*arguments]) if server else []
     if as_json:
-        report = {"host": host.to_wire(), "layers": [asdict(f) for f in outside], "inside": [asdict(f) for f in inside]}
+        report: dict[str, Any] = {"host": host.to_wire()}
+        for name, findings in (("layers", outside), ("inside", inside), ("server", beside)):
+            report[name] = [asdict(finding) for finding in findings]
         click.echo(json.dumps(report, indent=2))
     else:
         who = "root" if host.root else f"uid {host.uid}"
         show(f"Linux {host.release}, {host.machine}, as {who}", outside)
         if inside:
             show("From inside a kernel", inside)
-    sys.exit(any(finding.verdict == FAIL for finding in outside + inside))
+        if beside:
+            show("Beside the kernels of this server", beside, "door")
+    sys.exit(any(finding.verdict == FAIL for finding in outside + inside + beside))
 
 
-def show(title: str, findings: list[Finding]) -> None:
+def show(title: str, findings: list[Finding], what: str = "layer") -> None:
     """The findings as a table."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("layer", "", "why", "what repairs it"):
+    for heading in (what, "", "why", "what repairs it"):
         table.add_column(heading, overflow="fold")  # a command that is cut short repairs nothing
     for finding in findings:
         verdict = Text(finding.verdict, style=COLOURS[finding.verdict])

@@ -18,7 +18,7 @@ def list(as_json: bool) -> None:
       jupyter isolated list --json | jq '.[].kernel'
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from isolated_python.engine import visits
 
@@ -29,9 +29,9 @@ def list(as_json: bool) -> None:
     if not kernels:
         click.echo("no sandbox is running")
         return
-    table = Table(
-        "kernel", "profile", "state", "age", "memory", "CPU", "weight", "tasks", "refused", "weakened", box=None
-    )
+    whole = Column("kernel", min_width=12)  # an id that is cut short ends nothing
+    headings = ("profile", "state", "age", "memory", "CPU", "weight", "tasks", "refused", "weakened")
+    table = Table(whole, *headings, box=None)
     for one in kernels:
         table.add_row(
             one["kernel"][:12],

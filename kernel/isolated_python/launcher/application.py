@@ -139,6 +139,17 @@ class IsolatedKernelApp(IPKernelApp):
         original.__globals__["Heartbeat"] = heartbeat_class
         super().init_heartbeat()
 
+    def start(self) -> None:
+        """Run until the kernel is told to go, and hear out the thread that told it.
+
+        After its last request that thread flushes what was printed. In ipykernel's own order whoever would print has
+        gone by then, and the kernel's end waits for ever, until somebody loses patience and kills it.
+        """
+        super().start()
+        if self.control_thread is not None and self.control_thread.is_alive():
+            self.control_thread.stop()
+            self.control_thread.join()
+
 
 def adopt(socket: Any, listener: int, name: str) -> None:
     """Let a ZeroMQ socket listen where a descriptor listens already. zmq_setsockopt(3), ZMQ_USE_FD"""

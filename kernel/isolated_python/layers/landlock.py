@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import HostError
 from ..linux import landlock
-from ..linux.landlock import EXECUTE, IOCTL_DEV, MAKE_BLOCK, MAKE_CHAR, READ_DIR, READ_FILE, Beneath
+from ..linux.landlock import EXECUTE, IOCTL_DEV, MAKE_BLOCK, MAKE_CHAR, MAKE_SYM, READ_DIR, READ_FILE, Beneath
 from ..policy.profile import Profile
 from .step import Descriptors, Step
 
@@ -36,15 +36,19 @@ WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class RestrictFiles(Step):
-    """Give up every right on files, less reading beneath `read`, writing beneath `write`, terminals."""
+    """Give up every right on files, less reading beneath `read`, writing beneath `write`, terminals.
+
+    Beneath `plain`, what is written can be no symbolic link: whoever follows one outside would leave the folder.
+    """
 
     read: tuple[str, ...]
     write: tuple[str, ...]
     terminals: tuple[str, ...]
     abi: int
+    plain: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        places = ", ".join(self.write) or "nowhere"
+        places = ", ".join((*self.write, *(f"{path} (no links)" for path in self.plain))) or "nowhere"
         without = "; ".join(f"not yet here: {words}" for version, words in WANTED.items() if version > self.abi)
         return f"write only beneath {places} (Landlock {self.abi}{'; ' + without if without else ''})"
 
@@ -53,6 +57,7 @@ class RestrictFiles(Step):
             (
                 *(Beneath(path, READ) for path in self.read),
                 *(Beneath(path, READ | WRITE) for path in self.write),
+                *(Beneath(path, READ | WRITE & ~MAKE_SYM) for path in self.plain),
                 *(Beneath(path, READ | WRITE | IOCTL_DEV) for path in self.terminals),
             ),
             version=self.abi,
@@ -64,13 +69,16 @@ def plan(profile: Profile, host_abi: int) -> list[Step]:
     if profile.layers.landlock == "off":
         return []
     if not host_abi:
-        if profile.layers.landlock == "prefer":
+        if profile.layers.landlock == "prefer" and profile.files.links:
             return []
         raise HostError(
             "this kernel has no Landlock, and the profile requires it",
             remedy='boot linux 5.13 or newer with lsm=landlock,… or write landlock = "prefer" in the profile',
         )
-    return [RestrictFiles(READABLE, (*WRITABLE, *granted(profile)), TERMINALS, host_abi)]
+    more = granted(profile)
+    if profile.files.links:
+        return [RestrictFiles(READABLE, (*WRITABLE, *more), TERMINALS, host_abi)]
+    return [RestrictFiles(READABLE, WRITABLE, TERMINALS, host_abi, plain=more)]
 
 
 def granted(profile: Profile) -> tuple[str, ...]:

@@ -40,6 +40,9 @@ def apply(profile: Profile, ceiling: Profile, named: dict[str, frozenset[str]]) 
     if "workspace" in named.get("files", ()) and WORKSPACE_ORDER.index(files.workspace) > WORKSPACE_ORDER.index(limit):
         notes.append(f"files.workspace is {limit} instead of {files.workspace}: the site's ceiling")
         files = replace(files, workspace=limit)
+    if "links" in named.get("files", ()) and files.links and not ceiling.files.links:
+        notes.append("files.links is false: the site's ceiling")
+        files = replace(files, links=False)
     if "mounts" in named.get("files", ()):
         for mount in files.mounts:
             allowed = [

@@ -227,6 +227,7 @@ TABLES: dict[str, tuple[type, dict[str, Callable[[str, object], Any]]]] = {
             "workspace": one_of(*get_args(Workspace)),
             "changes": one_of(*get_args(Changes)),
             "folder": folder,
+            "links": yes_or_no,
             "mounts": mounts,
         },
     ),
@@ -321,6 +322,10 @@ def check(profile: Profile) -> None:
         raise ProfileError(
             f'files.changes = "keep" means nothing where files.workspace is {profile.files.workspace}',
             remedy='write workspace = "copy-on-write", or remove the key',
+        )
+    if not profile.files.links and profile.layers.landlock == "off":
+        raise ProfileError(
+            "files.links = false is held by Landlock, and layers.landlock is off", remedy="remove one of them"
         )
     asked = profile.capabilities
     for key in ("subprocess", "sockets", "native_code"):

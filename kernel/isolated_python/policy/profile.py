@@ -32,6 +32,7 @@ class Files:
     workspace: Workspace = "read-write"
     changes: Changes = "discard"  # of a copy-on-write workspace, at the kernel's end
     folder: str = ""  # the workspace, where it is not the notebook's folder; {user} stands for who started the kernel
+    links: bool = True  # make symbolic links where it may write: a server's file browser follows them
     mounts: tuple[Mount, ...] = ()
 
 
