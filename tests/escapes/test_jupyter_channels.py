@@ -21,6 +21,8 @@ from tests.escapes.targets import Target
 
 MARK = b"0123456789abcdef"  # stands for the target's token in what is said
 
+Bytes = bytes | list[tuple[bytes, int]]  # or pieces, each with how often it is said
+
 
 def test_jupyter_channels(attack: Attack, place: Place, proven: set[tuple[str, str]]) -> None:
     prove(attack, place, proven)
@@ -46,7 +48,8 @@ class Client(Target):
             folder = self.place.workspace("outside")
             info = {"ip": str(folder / f"s{self.token[:8]}"), f"{self.channel}_port": 1}
             listen = info["ip"] + "-1"
-        self.facts = {"listen": listen, "token": self.token}
+        # Backwards: the text of a cell is published, and must not look like the harm.
+        self.facts = {"listen": listen, "nekot": self.token[::-1]}
         self.victim = self.stack.enter_context(Victim(info, self.channel))
         if self.inside:
             other = self.place.server.ask("connection", name=self.place.kernel("neighbour"))
@@ -125,12 +128,12 @@ def own_listener(channel: str) -> socket.socket:
 
 
 def serve(listener: socket.socket, target: Any) -> str:
-    """Two connections: the first may be one that its client has given up while the kernel was being stopped."""
-    token = target.token[:16].encode()
-    said = [bytes.fromhex(part).replace(MARK, token) for part in target.said]
+    """Speak to two clients. There may be more: some gave up their connection while the kernel was being stopped."""
+    token = target.nekot[::-1][:16].encode()
+    said = [b"".join(bytes.fromhex(part) * times for part, times in one).replace(MARK, token) for one in target.said]
     listener.settimeout(5)
-    served = ""
-    for _ in range(2):
+    served = 0
+    for _ in range(8):
         try:
             one, _ = listener.accept()
         except TimeoutError:
@@ -140,25 +143,32 @@ def serve(listener: socket.socket, target: Any) -> str:
             end = time.monotonic() + target.lasting
             with contextlib.suppress(OSError):
                 one.sendall(said[0])
+                served += 1
                 while len(said) > 1 and time.monotonic() < end:  # the rest over and over
                     one.sendall(said[1])
-                served = "spoke"
                 while one.recv(1 << 16):
                     pass
-    return served
+        if served == 2:
+            break
+    return "spoke" if served else ""
 
 
 def spoken(
-    name: str, wants: str, said: bytes, *, channel: str = "iopub", greeted: bool = True, again: bytes = b"", **more: Any
+    name: str, wants: str, said: Bytes, *, channel: str = "iopub", greeted: bool = True, again: Bytes = b"", **more: Any
 ) -> Attack:
     """`said` follows the handshake, or stands in its place; `again` follows without end."""
     opening = GREETING + ready(KERNELS[channel]) if greeted else b""
-    parts = [opening + said, *([again] if again else [])]
-    facts = {"channel": channel, "said": [part.hex() for part in parts], "lasting": more.pop("lasting", 1.0)}
+    parts = [[(opening, 1), *segments(said)], *([segments(again)] if again else [])]
+    hexed = [[(part.hex(), times) for part, times in one] for one in parts]
+    facts = {"channel": channel, "said": hexed, "lasting": more.pop("lasting", 1.0)}
     facts |= more.pop("facts", {})
     target = more.pop("target", UnspoiltClient)
     values = {"runs": "cell", "stopped_by": "relay", "facts": facts, "needs": ("pid",), **more}
     return Attack(name, wants, "jupyter_channels", speak, target, **values)
+
+
+def segments(said: Bytes) -> list[tuple[bytes, int]]:
+    return [(said, 1)] if isinstance(said, bytes) else said
 
 
 def announced(size: int) -> bytes:
@@ -222,12 +232,12 @@ SPOKEN = [
     ),
     spoken(
         "a_flood_of_bytes", "Make the server buffer output faster than anybody reads it.",
-        b"", again=b"\x02" + (1 << 16).to_bytes(8, "big") + b"x" * (1 << 16), lasting=1.5,
+        b"", again=[(b"\x02" + (1 << 16).to_bytes(8, "big"), 1), (b"x", 1 << 16)], lasting=1.5,
         target=PatientClient, facts={"most": 12 << 20}, overrides={"channels": {"output_rate": "2 MiB"}},
     ),
     spoken(
         "a_flood_of_comms", "Make the server handle hundreds of thousands of tiny messages a second.",
-        b"", again=b"\0\x04comm" * 50_000, lasting=1.5,
+        b"", again=[(b"\0\x04comm", 50_000)], lasting=1.5,
         target=PatientClient, facts={"most": 4_000_000}, overrides={"channels": {"output_messages": 1000}},
     ),
     spoken(
@@ -311,6 +321,7 @@ def dealer(target: Any, channel: str, kind: bytes) -> socket.socket:
     kind = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
     one.sendall(b"\xff" + b"\0" * 8 + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + b"\0" * 32)
     one.sendall(bytes((4, len(kind))) + kind)
+    answered(one, b"Socket-Type")  # libzmq hangs up on who says more before it has heard the kernel's half
     return one
 
 
