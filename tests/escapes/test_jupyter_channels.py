@@ -10,14 +10,20 @@ import os
 import secrets
 import signal
 import socket
+import sys
+import threading
 import time
 from typing import Any
+
+import psutil
+from isolated_python.relay.zmtp import frame
 
 from tests.escapes.attack import Attack, attack
 from tests.escapes.channels import CLIENTS, GREETING, KERNELS, Neighbour, Victim, command, ready
 from tests.escapes.places import Place, Said
 from tests.escapes.proof import prove
 from tests.escapes.targets import Target
+from tests.kernel.conftest import outlive, watched
 
 MARK = b"0123456789abcdef"  # stands for the target's token in what is said
 
@@ -71,6 +77,26 @@ class UnspoiltClient(Client):
     def harm(self, said: Said) -> str:
         place = self.victim.told.find(self.token[:16].encode())
         return f"{self.victim.told[max(0, place - 30) : place + 16]!r} reached the client" if place >= 0 else ""
+
+
+class Withstood(Client):
+    """What is no rule of the relay's to refuse reaches the client, who drops it. The harm: it ends the relay."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.relay = self._relays()
+
+    def _relays(self) -> set[int]:
+        found = set()
+        for process in self.place.server.ours():
+            with contextlib.suppress(psutil.Error):
+                found |= {process.pid} if "relay.broker" in " ".join(process.cmdline()) else set()
+        return found
+
+    def harm(self, said: Said) -> str:
+        if not self.inside:
+            return UnspoiltClient.harm(self, said)  # type: ignore[arg-type]
+        return "" if self._relays() == self.relay else "the relay of all kernels ended"
 
 
 class PatientClient(Client):
@@ -175,6 +201,14 @@ def announced(size: int) -> bytes:
     return b"\x02" + size.to_bytes(8, "big") + MARK
 
 
+def said_by(kind: str, content: bytes, *, topic: bytes = b"", header: bytes = b"", parent: bytes = b"{}") -> bytes:
+    """A message of a kernel, with a signature that nobody has made."""
+    header = header or json.dumps({"msg_id": "1", "msg_type": kind, "session": "x", "version": "5.3"}).encode()
+    parts = [*([topic] if topic else []), b"<IDS|MSG>", b"0" * 64, header, parent, b"{}", content]
+    return b"".join(frame(part, more=part is not parts[-1]) for part in parts)
+
+
+IDLE = b'{"execution_state": "idle", "mark": "' + MARK + b'"}'
 LARGE = b"x" * 5000
 SPOKEN = [
     spoken("no_zmtp_at_all", "Feed libzmq's parser a web page.", b"HTTP/1.1 200 OK\r\n\r\n" + MARK, greeted=False),
@@ -252,6 +286,39 @@ SPOKEN = [
         "a_torrent_on_control", "Fill the client's memory by the channel that nobody limits by rate.",
         b"\x01\x10" + MARK + b"\x01\0" * 5000 + b"\x01\x10" + MARK[::-1], again=b"\x01\x10" + b"y" * 16,
         channel="control", target=PatientClient, facts={"most": 20_000},
+    ),
+    spoken(
+        "a_prompt_that_nobody_allowed", "Ask for a password where the client has said that nobody is there.",
+        said_by("input_request", b'{"prompt": "' + MARK + b'", "password": true}'), channel="stdin",
+    ),
+    spoken(
+        "a_prompt_that_is_too_large_to_look_at", "Hide a prompt behind a part that is larger than what is read.",
+        [(b"\x03" + (1 << 20).to_bytes(8, "big"), 1), (MARK, 1 << 16), (said_by("input_request", b"{}"), 1)],
+        channel="stdin",
+    ),
+    spoken(
+        "json_of_great_depth", "End whoever parses a header of very many brackets.",
+        said_by("status", IDLE, topic=b"kernel.1.status", header=b"[" * 30_000, parent=b'{"a":' * 3000),
+        target=Withstood,
+    ),
+    spoken(
+        "a_bad_signature", "Be believed without the key.",
+        said_by("status", IDLE, topic=b"kernel.1.status"), target=Withstood,
+    ),
+    spoken(
+        "forged_parents", "Speak in the name of a cell that somebody else asked for.",
+        said_by("status", IDLE, topic=b"kernel.1.status", parent=b'{"msg_id": {"a": [' + b"1," * 9000 + b"1]}}")
+        + said_by("stream", IDLE, topic=b"kernel.1.stream", parent=b'{"msg_id": "another", "session": "another"}'),
+        target=Withstood,
+    ),
+    spoken(
+        "early_replies", "Answer before anybody has asked.",
+        said_by("execute_reply", b'{"status": "ok", "mark": "' + MARK + b'"}', parent=b'{"msg_id": "x_1_1"}'),
+        channel="shell", target=Withstood,
+    ),
+    spoken(
+        "replays", "Say the same again and again, as if it were new.",
+        [(said_by("status", IDLE, topic=b"kernel.1.status"), 3000)], target=Withstood,
     ),
 ]  # fmt: skip
 
@@ -390,3 +457,70 @@ def the_socket_of_another_kernel(target: Any) -> str:
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(target.path)
     return "replaced"
+
+
+# ---- a kernel that does not live as kernels do -----------------------------------------------------------------------
+
+
+class Stubborn(Target):
+    """The attacker's own end. The harm: whoever has the right to end it cannot."""
+
+    def harm(self, said: Said) -> str:
+        if not self.inside:
+            return "it had to be killed" if said.loot and "status -9" in said.raw else ""
+        key = json.dumps(self.attack.overrides)
+        init = psutil.Process(self.place.pids[key])
+        family = watched([init, *init.children(recursive=True)])
+        patience = threading.Event()
+        for _ in range(100):  # until it has stopped
+            if any(one.status() == psutil.STATUS_STOPPED for one in init.children()):
+                break
+            patience.wait(0.05)
+        self.place.drop(key)
+        left = outlive(family, 5)
+        return f"it is still there: {left}" if left else ""
+
+
+@attack(Stubborn, stopped_by="pid", runs="cell", overrides={"description": "A heartbeat that stops."}, seconds=3)
+def a_dead_heartbeat(target: Any) -> str:
+    """Answer no heartbeat and no request any more, and refuse to end."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+    return "still here"
+
+
+class Heirs(Target):
+    """The processes of the host. The harm: each crash leaves one behind."""
+
+    def prepare(self) -> None:
+        self.facts = {"token": self.token}
+
+    def harm(self, said: Said) -> str:
+        for _ in range(2 if self.inside else 0):
+            self.place.inside(self.attack, self.facts)
+        return f"{len(self._heirs())} processes were left behind" if self._heirs() else ""
+
+    def _heirs(self) -> list[psutil.Process]:
+        return [one for one in psutil.process_iter(["cmdline"]) if self.token in (one.info["cmdline"] or ())]
+
+    def remove(self) -> None:
+        for one in self._heirs():
+            one.kill()
+
+
+@attack(Heirs, stopped_by="pid", runs="cell", overrides={"description": "A kernel that crashes."})
+def a_crash_loop(target: Any) -> str:
+    """Crash at every start, and leave a process behind each time."""
+    ours, theirs = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        for number in (0, 1, 2):
+            os.dup2(os.open("/dev/null", os.O_RDWR), number)
+        waits = "import signal; signal.pause()"
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", waits, target.token])
+    os.close(theirs)
+    os.read(ours, 1)  # it ends when the child has become another program
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return "lived"
