@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
 from isolated_python.audit.ledger import RECORDS
+from isolated_python.audit.read import Reader
 from isolated_python.layers import seccomp
 
 from tests.conftest import Ordinary
@@ -216,3 +223,44 @@ def test_a_jupyter_server_has_them_as_events_of_its_own(life: bool, ordinary: Or
     (refused,) = [one for one in found if one["__schema__"] == "urn:isolated-python:audit:call-refused:v1"]
     assert (refused["call"], refused["__schema_version__"]) == ("ptrace", "1")
     assert refused["__timestamp__"].startswith(refused["time"][:19])
+
+
+def test_the_owner_is_who_asked_the_server(ordinary: Ordinary) -> None:
+    """As a Jupyter server knows them: here by a token and a cookie, on a hub by a name."""
+    environment = ordinary.environment | {"JUPYTER_RUNTIME_DIR": str(ordinary.home / "runtime")}
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    options = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=abc"]
+    process = ordinary.start([sys.executable, "-m", "jupyter_server", *options], env=environment)
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+
+    def ask(path: str, data: dict[str, str] | None = None) -> dict[str, Any]:
+        body = json.dumps(data).encode() if data else None
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", body, {"Authorization": "token abc"})
+        with browser.open(request, timeout=60) as answer:
+            return json.load(answer)  # type: ignore[no-any-return]
+
+    try:
+        assert listens(port), "the server does not begin"
+        who = ask("api/me")["identity"]["username"]
+        # On a host with version 1 of cgroups alone nothing starts for an ordinary user, and that is told.
+        with contextlib.suppress(urllib.error.HTTPError):
+            ask("api/kernels", {"name": "isolated-python"})
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    reader = Reader(str(ordinary.home / ".local/state/isolated-python/audit.jsonl"))
+    owners = {record["owner"] for record in reader.newer() if record["event"] in ("kernel-started", "start-refused")}
+    reader.close()
+    assert owners == {who} != {""}
+
+
+def listens(port: int) -> bool:
+    """It says nothing when it begins to listen, so it is asked."""
+    patience = threading.Event()
+    for _ in range(600):
+        with socket.socket() as one:
+            if one.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        patience.wait(0.05)
+    return False

@@ -69,7 +69,7 @@ class Victim:
         while not self.stopped.is_set():
             try:
                 with connect(self.info, self.channel) as one:
-                    one.settimeout(0.3)
+                    one.settimeout(0.15)
                     self._listen(one)
             except OSError:
                 self.stopped.wait(0.02)  # the kernel does not listen yet

@@ -165,7 +165,7 @@ def serve(listener: socket.socket, target: Any) -> str:
         except TimeoutError:
             break
         with one:
-            one.settimeout(0.4)
+            one.settimeout(0.2)
             end = time.monotonic() + target.lasting
             with contextlib.suppress(OSError):
                 one.sendall(said[0])
@@ -186,7 +186,7 @@ def spoken(
     opening = GREETING + ready(KERNELS[channel]) if greeted else b""
     parts = [[(opening, 1), *segments(said)], *([segments(again)] if again else [])]
     hexed = [[(part.hex(), times) for part, times in one] for one in parts]
-    facts = {"channel": channel, "said": hexed, "lasting": more.pop("lasting", 1.0)}
+    facts = {"channel": channel, "said": hexed, "lasting": more.pop("lasting", 0.6)}
     facts |= more.pop("facts", {})
     target = more.pop("target", UnspoiltClient)
     values = {"runs": "cell", "stopped_by": "relay", "facts": facts, "needs": ("pid",), **more}
@@ -266,12 +266,12 @@ SPOKEN = [
     ),
     spoken(
         "a_flood_of_bytes", "Make the server buffer output faster than anybody reads it.",
-        b"", again=[(b"\x02" + (1 << 16).to_bytes(8, "big"), 1), (b"x", 1 << 16)], lasting=1.5,
+        b"", again=[(b"\x02" + (1 << 16).to_bytes(8, "big"), 1), (b"x", 1 << 16)], lasting=0.8,
         target=PatientClient, facts={"most": 12 << 20}, overrides={"channels": {"output_rate": "2 MiB"}},
     ),
     spoken(
         "a_flood_of_comms", "Make the server handle hundreds of thousands of tiny messages a second.",
-        b"", again=[(b"\0\x04comm", 50_000)], lasting=1.5,
+        b"", again=[(b"\0\x04comm", 50_000)], lasting=0.8,
         target=PatientClient, facts={"most": 4_000_000}, overrides={"channels": {"output_messages": 1000}},
     ),
     spoken(

@@ -395,7 +395,10 @@ class Sandbox:
         """Tell which limits of its cgroup it has met since the last look. Asked after each cell, and at the end."""
         if self.group is None:
             return
-        met, before = self.group.events(), self._met
+        try:
+            met, before = self.group.events(), self._met
+        except OSError:  # somebody has removed the group
+            return
         self._met = met
         for key, what, times in (
             ("resources.memory", "a process was killed for memory", met.oom_kills - before.oom_kills),

@@ -422,6 +422,8 @@ class Supervisor:
         sandboxes = [*self.sandboxes.values()]
         if self.shared is not None:
             self.log.write("supervisor-ended", kernels=len(sandboxes))
+            for sandbox in sandboxes:
+                self.ledger.end(sandbox.name)
         for sandbox in sandboxes:  # first all of them, then each: they die side by side
             sandbox.kill()
         for sandbox in sandboxes:
