@@ -3,12 +3,13 @@ jupyter_client's hooks, turned into the engine's verbs. What a kernel may do is 
 
 Runs:     in the Jupyter server, or whatever else starts kernels
 Trusts:   the server
-Imports:  errors, policy, engine, owners
+Imports:  errors, audit, policy, engine, owners
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -25,7 +26,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Enum, Integer, Unicode, Union
 
 from isolated_python import owners
-from isolated_python.engine import client, folders, interpreters
+from isolated_python.engine import client, folders, interpreters, places
 from isolated_python.engine.pool import ADAPTIVE
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
@@ -102,6 +103,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
         await asyncio.wrap_future(self._client.hello)
         # A restart keeps its sockets, unless the supervisor, and their folder with it, is another by now.
         self._name = self.kernel_id or secrets.token_hex(16)
+        self._client.owners.setdefault(self._name, who())
+        self._pass_records_on(self._client, manager)
         self._prefix = self._client.prefixes.setdefault(
             self._name, f"{self._client.folder}/clients/{secrets.token_hex(4)}"
         )
@@ -119,6 +122,23 @@ class IsolatedProvisioner(KernelProvisionerBase):
         if self.owner is None:
             self.owner = owners.asking(kwargs["env"])
         return kwargs
+
+    @staticmethod
+    def _pass_records_on(supervisor: client.Client, manager: Any) -> None:
+        """To a Jupyter server's own event log, in the loop of the server."""
+        logger = getattr(manager, "event_logger", None)
+        if logger is None or supervisor.audited is not None:
+            return
+        from isolated_python.audit import events
+
+        events.register(logger)
+        loop = asyncio.get_running_loop()
+
+        def pass_on(record: dict[str, Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the server with it
+                loop.call_soon_threadsafe(events.emit, logger, record)
+
+        supervisor.audited = pass_on
 
     # ---- the start -------------------------------------------------------------------------------------------------
 
@@ -168,6 +188,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 "start",
                 given,
                 kernel=self._name,
+                owner=self._client.owners.get(self._name, ""),
                 profile=profile.to_wire(),
                 trees=trees,
                 view=self._client.see(view),
@@ -313,6 +334,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         """Nothing of this kernel stays. Also after a failed start, for which jupyter_client calls no cleanup."""
         if self._client is not None and self._name:
             self._client.prefixes.pop(self._name, None)
+            self._client.owners.pop(self._name, None)
             try:
                 await asyncio.wrap_future(self._client.ask("forget", kernel=self._name))
             except IsolatedPythonError:
@@ -342,6 +364,16 @@ class IsolatedProvisioner(KernelProvisionerBase):
         await super().load_provisioner_info(provisioner_info)
         self.pid, self._name = provisioner_info["pid"], provisioner_info["name"]
         self._prefix, self._cwd = provisioner_info["prefix"], provisioner_info["cwd"]
+
+
+def who() -> str:
+    """The person at the server who asks for a kernel, or whose server it is; empty where nobody is known."""
+    user = None
+    if "jupyter_server" in sys.modules:
+        from jupyter_server import CallContext
+
+        user = getattr(CallContext.get(CallContext.JUPYTER_HANDLER), "current_user", None)
+    return str(getattr(user, "username", "") or places.hub_user())[:200]
 
 
 async def _off_loop(function: Callable[[], Made]) -> Made:

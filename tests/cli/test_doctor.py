@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from isolated_python.cli import doctor
+from isolated_python.cli import attacks, doctor
 from isolated_python.linux import host
 from isolated_python.linux.host import Host, Lack
 from isolated_python.policy.profile import LAYERS, Layers, Profile
@@ -99,6 +101,12 @@ def test_a_kernel_looks_around_inside_and_finds_nothing() -> None:
     report = json.loads(done.stdout)
     assert [finding for finding in report["inside"] if finding["verdict"] != "PASS"] == []
     assert len(report["inside"]) > 5
+    assert {one["verdict"] for one in report["attacks"]} <= {"PASS", "VOID"}
+    assert len(report["attacks"]) == len(attacks.ATTACKS) + 1
+    assert [one["attack"] for one in report["attacks"] if one["verdict"] == "PASS" and not one["stopped_by"]] == []
+    # What every machine lets a plain process do, and so proves something.
+    certain = {"read a file in the home folder", "connect to a service of this machine", "outlive its kernel"}
+    assert certain <= {one["attack"] for one in report["attacks"] if one["verdict"] == "PASS"}
     assert done.returncode == 0, done.stderr
 
 
@@ -162,3 +170,38 @@ def test_the_look_around_sees_an_open_house_where_there_is_no_sandbox(tmp_path: 
         "no token",
     ):
         assert verdicts[name] == "FAIL", name
+
+
+def test_without_a_sandbox_the_attacks_succeed_and_nothing_is_left(tmp_path: Path) -> None:
+    """The control: a plain process in place of the kernel is attacked with success, and the doctor says FAIL."""
+
+    def plain(code: str) -> str:
+        command = [sys.executable, "-I", "-S", "-c", code]
+        environment = {"PATH": "/usr/bin:/bin", "JUPYTER_TOKEN": "a token of ours"}
+        asked = {"cwd": tmp_path, "env": environment, "stdin": subprocess.DEVNULL}
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, **asked).stdout
+
+    before = {*Path.home().iterdir()}
+    with attacks.Stage(tmp_path, "a token of ours") as stage:
+        results = {one.attack: one for one in stage.attack(plain)}
+        stage.stay(plain)
+        outlived = stage.outlived()
+    assert {one.verdict for one in results.values()} <= {"FAIL", "VOID"}
+    assert [one.verdict for one in results.values()].count("FAIL") > 10
+    assert results["read a file in the home folder"].said == "it got the secret"
+    assert (outlived.verdict, outlived.said) == ("FAIL", "it got 1 processes")
+    assert {*Path.home().iterdir()} == before
+    assert "a token of ours" not in " ".join(" ".join(one.info["cmdline"] or ()) for one in processes())
+
+
+def processes() -> Iterator[psutil.Process]:
+    return psutil.process_iter(["cmdline"])
+
+
+def test_what_fails_without_a_sandbox_too_proves_nothing(tmp_path: Path) -> None:
+    stage = attacks.Stage(tmp_path, "token")
+    one = attacks.Attack("reach nothing", "mount", "loot = open('/no/such/file').read()")
+    assert stage._result(one, {"refused": "no"}, {"refused": "no"}).verdict == "VOID"
+    assert stage._result(one, {"loot": "x"}, {"refused": "no"}).verdict == "PASS"
+    assert stage._result(one, {"refused": "no"}, {"loot": "x"}).verdict == "FAIL"
+    assert attacks.said("noise\n") == {}

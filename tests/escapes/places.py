@@ -112,7 +112,9 @@ class Said:
         broken = ("NameError", "SyntaxError", "ImportError", "ModuleNotFoundError", "AttributeError", "TypeError")
         if self.refused:
             return not self.refused.startswith(broken)
-        return bool(next(reported(self.raw), None)) or "status -" in self.raw or "cell dead" in self.raw
+        return bool(next(reported(self.raw), None)) or any(
+            end in self.raw for end in ("status -", "cell dead", "KernelDied")
+        )
 
     def __str__(self) -> str:
         return self.loot[:500] or self.refused or self.raw[-2000:]

@@ -10,16 +10,24 @@ import os
 import secrets
 import signal
 import socket
+import sys
+import threading
 import time
 from typing import Any
+
+import psutil
+from isolated_python.relay.zmtp import frame
 
 from tests.escapes.attack import Attack, attack
 from tests.escapes.channels import CLIENTS, GREETING, KERNELS, Neighbour, Victim, command, ready
 from tests.escapes.places import Place, Said
 from tests.escapes.proof import prove
 from tests.escapes.targets import Target
+from tests.kernel.conftest import outlive, watched
 
 MARK = b"0123456789abcdef"  # stands for the target's token in what is said
+
+Bytes = bytes | list[tuple[bytes, int]]  # or pieces, each with how often it is said
 
 
 def test_jupyter_channels(attack: Attack, place: Place, proven: set[tuple[str, str]]) -> None:
@@ -46,7 +54,8 @@ class Client(Target):
             folder = self.place.workspace("outside")
             info = {"ip": str(folder / f"s{self.token[:8]}"), f"{self.channel}_port": 1}
             listen = info["ip"] + "-1"
-        self.facts = {"listen": listen, "token": self.token}
+        # Backwards: the text of a cell is published, and must not look like the harm.
+        self.facts = {"listen": listen, "nekot": self.token[::-1]}
         self.victim = self.stack.enter_context(Victim(info, self.channel))
         if self.inside:
             other = self.place.server.ask("connection", name=self.place.kernel("neighbour"))
@@ -68,6 +77,26 @@ class UnspoiltClient(Client):
     def harm(self, said: Said) -> str:
         place = self.victim.told.find(self.token[:16].encode())
         return f"{self.victim.told[max(0, place - 30) : place + 16]!r} reached the client" if place >= 0 else ""
+
+
+class Withstood(Client):
+    """What is no rule of the relay's to refuse reaches the client, who drops it. The harm: it ends the relay."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.relay = self._relays()
+
+    def _relays(self) -> set[int]:
+        found = set()
+        for process in self.place.server.ours():
+            with contextlib.suppress(psutil.Error):
+                found |= {process.pid} if "relay.broker" in " ".join(process.cmdline()) else set()
+        return found
+
+    def harm(self, said: Said) -> str:
+        if not self.inside:
+            return UnspoiltClient.harm(self, said)  # type: ignore[arg-type]
+        return "" if self._relays() == self.relay else "the relay of all kernels ended"
 
 
 class PatientClient(Client):
@@ -125,46 +154,61 @@ def own_listener(channel: str) -> socket.socket:
 
 
 def serve(listener: socket.socket, target: Any) -> str:
-    """Two connections: the first may be one that its client has given up while the kernel was being stopped."""
-    token = target.token[:16].encode()
-    said = [bytes.fromhex(part).replace(MARK, token) for part in target.said]
+    """Speak to two clients. There may be more: some gave up their connection while the kernel was being stopped."""
+    token = target.nekot[::-1][:16].encode()
+    said = [b"".join(bytes.fromhex(part) * times for part, times in one).replace(MARK, token) for one in target.said]
     listener.settimeout(5)
-    served = ""
-    for _ in range(2):
+    served = 0
+    for _ in range(8):
         try:
             one, _ = listener.accept()
         except TimeoutError:
             break
         with one:
-            one.settimeout(0.4)
+            one.settimeout(0.2)
             end = time.monotonic() + target.lasting
             with contextlib.suppress(OSError):
                 one.sendall(said[0])
+                served += 1
                 while len(said) > 1 and time.monotonic() < end:  # the rest over and over
                     one.sendall(said[1])
-                served = "spoke"
                 while one.recv(1 << 16):
                     pass
-    return served
+        if served == 2:
+            break
+    return "spoke" if served else ""
 
 
 def spoken(
-    name: str, wants: str, said: bytes, *, channel: str = "iopub", greeted: bool = True, again: bytes = b"", **more: Any
+    name: str, wants: str, said: Bytes, *, channel: str = "iopub", greeted: bool = True, again: Bytes = b"", **more: Any
 ) -> Attack:
     """`said` follows the handshake, or stands in its place; `again` follows without end."""
     opening = GREETING + ready(KERNELS[channel]) if greeted else b""
-    parts = [opening + said, *([again] if again else [])]
-    facts = {"channel": channel, "said": [part.hex() for part in parts], "lasting": more.pop("lasting", 1.0)}
+    parts = [[(opening, 1), *segments(said)], *([segments(again)] if again else [])]
+    hexed = [[(part.hex(), times) for part, times in one] for one in parts]
+    facts = {"channel": channel, "said": hexed, "lasting": more.pop("lasting", 0.6)}
     facts |= more.pop("facts", {})
     target = more.pop("target", UnspoiltClient)
     values = {"runs": "cell", "stopped_by": "relay", "facts": facts, "needs": ("pid",), **more}
     return Attack(name, wants, "jupyter_channels", speak, target, **values)
 
 
+def segments(said: Bytes) -> list[tuple[bytes, int]]:
+    return [(said, 1)] if isinstance(said, bytes) else said
+
+
 def announced(size: int) -> bytes:
     return b"\x02" + size.to_bytes(8, "big") + MARK
 
 
+def said_by(kind: str, content: bytes, *, topic: bytes = b"", header: bytes = b"", parent: bytes = b"{}") -> bytes:
+    """A message of a kernel, with a signature that nobody has made."""
+    header = header or json.dumps({"msg_id": "1", "msg_type": kind, "session": "x", "version": "5.3"}).encode()
+    parts = [*([topic] if topic else []), b"<IDS|MSG>", b"0" * 64, header, parent, b"{}", content]
+    return b"".join(frame(part, more=part is not parts[-1]) for part in parts)
+
+
+IDLE = b'{"execution_state": "idle", "mark": "' + MARK + b'"}'
 LARGE = b"x" * 5000
 SPOKEN = [
     spoken("no_zmtp_at_all", "Feed libzmq's parser a web page.", b"HTTP/1.1 200 OK\r\n\r\n" + MARK, greeted=False),
@@ -222,12 +266,12 @@ SPOKEN = [
     ),
     spoken(
         "a_flood_of_bytes", "Make the server buffer output faster than anybody reads it.",
-        b"", again=b"\x02" + (1 << 16).to_bytes(8, "big") + b"x" * (1 << 16), lasting=1.5,
+        b"", again=[(b"\x02" + (1 << 16).to_bytes(8, "big"), 1), (b"x", 1 << 16)], lasting=0.8,
         target=PatientClient, facts={"most": 12 << 20}, overrides={"channels": {"output_rate": "2 MiB"}},
     ),
     spoken(
         "a_flood_of_comms", "Make the server handle hundreds of thousands of tiny messages a second.",
-        b"", again=b"\0\x04comm" * 50_000, lasting=1.5,
+        b"", again=[(b"\0\x04comm", 50_000)], lasting=0.8,
         target=PatientClient, facts={"most": 4_000_000}, overrides={"channels": {"output_messages": 1000}},
     ),
     spoken(
@@ -242,6 +286,39 @@ SPOKEN = [
         "a_torrent_on_control", "Fill the client's memory by the channel that nobody limits by rate.",
         b"\x01\x10" + MARK + b"\x01\0" * 5000 + b"\x01\x10" + MARK[::-1], again=b"\x01\x10" + b"y" * 16,
         channel="control", target=PatientClient, facts={"most": 20_000},
+    ),
+    spoken(
+        "a_prompt_that_nobody_allowed", "Ask for a password where the client has said that nobody is there.",
+        said_by("input_request", b'{"prompt": "' + MARK + b'", "password": true}'), channel="stdin",
+    ),
+    spoken(
+        "a_prompt_that_is_too_large_to_look_at", "Hide a prompt behind a part that is larger than what is read.",
+        [(b"\x03" + (1 << 20).to_bytes(8, "big"), 1), (MARK, 1 << 16), (said_by("input_request", b"{}"), 1)],
+        channel="stdin",
+    ),
+    spoken(
+        "json_of_great_depth", "End whoever parses a header of very many brackets.",
+        said_by("status", IDLE, topic=b"kernel.1.status", header=b"[" * 30_000, parent=b'{"a":' * 3000),
+        target=Withstood,
+    ),
+    spoken(
+        "a_bad_signature", "Be believed without the key.",
+        said_by("status", IDLE, topic=b"kernel.1.status"), target=Withstood,
+    ),
+    spoken(
+        "forged_parents", "Speak in the name of a cell that somebody else asked for.",
+        said_by("status", IDLE, topic=b"kernel.1.status", parent=b'{"msg_id": {"a": [' + b"1," * 9000 + b"1]}}")
+        + said_by("stream", IDLE, topic=b"kernel.1.stream", parent=b'{"msg_id": "another", "session": "another"}'),
+        target=Withstood,
+    ),
+    spoken(
+        "early_replies", "Answer before anybody has asked.",
+        said_by("execute_reply", b'{"status": "ok", "mark": "' + MARK + b'"}', parent=b'{"msg_id": "x_1_1"}'),
+        channel="shell", target=Withstood,
+    ),
+    spoken(
+        "replays", "Say the same again and again, as if it were new.",
+        [(said_by("status", IDLE, topic=b"kernel.1.status"), 3000)], target=Withstood,
     ),
 ]  # fmt: skip
 
@@ -311,6 +388,7 @@ def dealer(target: Any, channel: str, kind: bytes) -> socket.socket:
     kind = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
     one.sendall(b"\xff" + b"\0" * 8 + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + b"\0" * 32)
     one.sendall(bytes((4, len(kind))) + kind)
+    answered(one, b"Socket-Type")  # libzmq hangs up on who says more before it has heard the kernel's half
     return one
 
 
@@ -379,3 +457,70 @@ def the_socket_of_another_kernel(target: Any) -> str:
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(target.path)
     return "replaced"
+
+
+# ---- a kernel that does not live as kernels do -----------------------------------------------------------------------
+
+
+class Stubborn(Target):
+    """The attacker's own end. The harm: whoever has the right to end it cannot."""
+
+    def harm(self, said: Said) -> str:
+        if not self.inside:
+            return "it had to be killed" if said.loot and "status -9" in said.raw else ""
+        key = json.dumps(self.attack.overrides)
+        init = psutil.Process(self.place.pids[key])
+        family = watched([init, *init.children(recursive=True)])
+        patience = threading.Event()
+        for _ in range(100):  # until it has stopped
+            if any(one.status() == psutil.STATUS_STOPPED for one in init.children()):
+                break
+            patience.wait(0.05)
+        self.place.drop(key)
+        left = outlive(family, 5)
+        return f"it is still there: {left}" if left else ""
+
+
+@attack(Stubborn, stopped_by="pid", runs="cell", overrides={"description": "A heartbeat that stops."}, seconds=3)
+def a_dead_heartbeat(target: Any) -> str:
+    """Answer no heartbeat and no request any more, and refuse to end."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+    return "still here"
+
+
+class Heirs(Target):
+    """The processes of the host. The harm: each crash leaves one behind."""
+
+    def prepare(self) -> None:
+        self.facts = {"token": self.token}
+
+    def harm(self, said: Said) -> str:
+        for _ in range(2 if self.inside else 0):
+            self.place.inside(self.attack, self.facts)
+        return f"{len(self._heirs())} processes were left behind" if self._heirs() else ""
+
+    def _heirs(self) -> list[psutil.Process]:
+        return [one for one in psutil.process_iter(["cmdline"]) if self.token in (one.info["cmdline"] or ())]
+
+    def remove(self) -> None:
+        for one in self._heirs():
+            one.kill()
+
+
+@attack(Heirs, stopped_by="pid", runs="cell", overrides={"description": "A kernel that crashes."})
+def a_crash_loop(target: Any) -> str:
+    """Crash at every start, and leave a process behind each time."""
+    ours, theirs = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        for number in (0, 1, 2):
+            os.dup2(os.open("/dev/null", os.O_RDWR), number)
+        waits = "import signal; signal.pause()"
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", waits, target.token])
+    os.close(theirs)
+    os.read(ours, 1)  # it ends when the child has become another program
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return "lived"

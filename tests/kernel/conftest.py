@@ -15,14 +15,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import psutil
 import pytest
+from isolated_python.audit import events
+from isolated_python.audit.read import Reader
 from isolated_python.layers.cgroup import systemd
 from isolated_python.linux import cgroups
 
 from tests.conftest import Ordinary
 
 DRIVER = Path(__file__).with_name("driver.py").read_text()
+
+# Read strictly: what a schema does not name must not be in a record.
+CHECKS = jsonschema.FormatChecker()
+SCHEMAS = {
+    schema["properties"]["event"]["const"]: jsonschema.Draft7Validator(schema, format_checker=CHECKS)
+    for schema in events.schemas()
+}
 
 
 def has_cgroup(*, root: bool) -> bool:
@@ -37,8 +47,10 @@ def has_cgroup(*, root: bool) -> bool:
 class Server:
     """A process that starts kernels, and a folder for their notebooks."""
 
-    def __init__(self, process: subprocess.Popen[str], folder: Path, *, root: bool, pool: bool = False) -> None:
-        self.process, self.folder, self.root, self.pool = process, folder, root, pool
+    def __init__(
+        self, process: subprocess.Popen[str], folder: Path, audit: Path, *, root: bool, pool: bool = False
+    ) -> None:
+        self.process, self.folder, self.audit, self.root, self.pool = process, folder, audit, root, pool
         self.cgroup = has_cgroup(root=root)
 
     def ask(self, do: str, **values: Any) -> dict[str, Any]:
@@ -81,6 +93,16 @@ class Server:
         """Every process below this server, sandboxes included."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def records(self, event: str = "", **wanted: Any) -> list[dict[str, Any]]:
+        """What its supervisor has written, of one event or of all, each found to be what its schema says."""
+        reader = Reader(str(self.audit / "audit.jsonl"))
+        found = [*reader.older(), *reader.newer()]
+        reader.close()
+        for record in found:
+            SCHEMAS[record["event"]].validate(record)
+        found = [record for record in found if event in ("", record["event"])]
+        return [record for record in found if wanted.items() <= record.items()]
+
     def close(self) -> None:
         """End as a server ends: its standard input is closed."""
         assert self.process.stdin is not None
@@ -94,6 +116,7 @@ class Server:
         assert self.process.stdout is not None
         self.process.stdout.close()
         left = outlive(below, 10)
+        self.records()
         assert not left, f"left behind: {left}"
 
 
@@ -155,10 +178,12 @@ def serve(
     folder = ordinary.home / "course"
     folder.mkdir()
     environment = ordinary.environment | {"JUPYTERHUB_API_TOKEN": "a-token", "JUPYTER_TOKEN": "a-token"} | more
+    audit = ordinary.home / ".local" / "state" / "isolated-python"
     if root:
         mine = ordinary.home / "root"
         mine.mkdir(mode=0o700, exist_ok=True)
-        environment["HOME"] = str(mine)
+        audit = mine / "audit"
+        environment |= {"HOME": str(mine), "ISOLATED_PYTHON_AUDIT_DIR": str(audit)}
         process = subprocess.Popen(
             [sys.executable, "-c", DRIVER],
             stdin=subprocess.PIPE,
@@ -171,7 +196,7 @@ def serve(
         shutil.chown(folder, ordinary.uid, ordinary.gid)
         command = [sys.executable, "-c", DRIVER]
         process = ordinary.start(command, stdin=subprocess.PIPE, stderr=None, env=environment, pass_fds=left_open)
-    one = Server(process, folder, root=root, pool=pool)
+    one = Server(process, folder, audit, root=root, pool=pool)
     try:
         yield one
     finally:

@@ -127,6 +127,12 @@ def rest(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 @deed
+def asked(ask: dict[str, Any]) -> dict[str, Any]:
+    """The id of the cell that was run last."""
+    return {"msg_id": running[ask["name"]]}
+
+
+@deed
 def send(ask: dict[str, Any]) -> dict[str, Any]:
     """A request on shell, and what iopub says because of it. Of texts beyond 1 MB only size and digest are told."""
     client = clients[ask["name"]]

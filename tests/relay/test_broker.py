@@ -20,7 +20,7 @@ from isolated_python.layers import seccomp
 from isolated_python.linux import packets
 from isolated_python.policy.profile import Channels
 from isolated_python.relay import zmtp
-from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, SOCKET_TYPES, Bounds
+from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, SOCKET_TYPES, WHOLE, Bounds
 from jupyter_client.session import Session
 
 from tests.relay.test_zmtp import GREETING, message, ready
@@ -391,3 +391,39 @@ def test_a_kernel_that_floods_and_hangs_up_costs_no_time(relay: Relay) -> None:
         with pytest.raises(TimeoutError):
             client.recv(1)
     assert sum(used.cpu_times()[:2]) - before < 0.3
+
+
+def asked(allowed: bool, *, size: int = 0) -> bytes:
+    session = Session(key=b"key")
+    content = {"code": "x" * size, "allow_stdin": allowed}
+    return message(*session.serialize(session.msg("execute_request", content)))
+
+
+@pytest.mark.parametrize("first", [b"small", b"x" * (WHOLE + 1)], ids=["small", "large"])
+def test_a_prompt_reaches_nobody_where_every_client_has_forbidden_it(relay: Relay, first: bytes) -> None:
+    """Also one that begins with a part too large to be looked at."""
+    relay.open()
+    client, kernel = relay.pair("shell")
+    person, prompting = relay.pair("stdin")
+    with client, kernel, person, prompting:
+        client.sendall(request := asked(False))
+        exactly(kernel, len(request))
+        prompting.sendall(message(first, b"input_request"))
+        assert person.recv(1) == b""
+        while (event := relay.event())["event"] != "refused":
+            continue
+        assert (event["channel"], event["rule"]) == ("stdin", "a prompt that no cell may make (kernel)")
+
+
+@pytest.mark.parametrize("size", [0, WHOLE + 1], ids=["read", "unread"])
+def test_a_prompt_passes_where_one_cell_was_allowed_it(relay: Relay, size: int) -> None:
+    """By any client, at any time; and where the request was too large to be read."""
+    relay.open()
+    client, kernel = relay.pair("shell")
+    person, prompting = relay.pair("stdin")
+    with client, kernel, person, prompting:
+        for request in (asked(False), asked(not size, size=size), asked(False)):
+            client.sendall(request)
+            exactly(kernel, len(request))
+        prompting.sendall(message(b"id", b"input_request"))
+        assert exactly(person, 19) == message(b"id", b"input_request")

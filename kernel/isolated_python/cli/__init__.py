@@ -3,7 +3,7 @@ The command line: `jupyter isolated …`, one module a command, loaded when it i
 
 Runs:     in a terminal
 Trusts:   the person at it
-Imports:  errors, policy, engine, layers, linux, doors
+Imports:  errors, policy, audit, engine, layers, linux, doors
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ COMMANDS = {
     "doctor": "Say which layers this machine can give, and what repairs the rest.",
     "explain": "Print, step by step, what a profile does to a kernel on this machine.",
     "list": "List the sandboxes of your servers.",
+    "audit": "Show what happened to your kernels, and what they tried.",
     "kill": "End sandboxes by the beginning of their id.",
     "profile": "List, show and check profiles.",
     "modules": "Print the list of modules that notebooks need.",

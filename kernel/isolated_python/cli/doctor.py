@@ -10,20 +10,23 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+from isolated_python.cli import attacks
+from isolated_python.cli.attacks import FAIL, PASS
 from isolated_python.errors import IsolatedPythonError
 from isolated_python.layers.cgroup import systemd
 from isolated_python.linux import host as host_facts
 from isolated_python.policy.profile import LAYERS, Profile
 
-PASS, WEAK, FAIL = "PASS", "WEAK", "FAIL"
+WEAK = "WEAK"
 COLOURS = {PASS: "green", WEAK: "yellow", FAIL: "red"}
 SCOPED_LANDLOCK = 6  # the first version that also cuts off signals and abstract sockets
 OWN = 8  # processes that a kernel may see before a cell has started any: init, itself, and room for helpers
 PATIENCE = 60.0  # seconds for a kernel to start, and again to answer
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,30 +168,42 @@ def judge(facts: dict[str, Any], token: str) -> list[Finding]:
     ]
 
 
-def look_inside() -> list[Finding]:
-    """Start a kernel as Jupyter would, and let a cell look around."""
+def look_inside() -> tuple[list[Finding], list[attacks.Result]]:
+    """Start a kernel as Jupyter would, let a cell look around, and let others attack this machine."""
     from jupyter_client.kernelspec import NoSuchKernel
     from jupyter_client.manager import KernelManager
 
     token = secrets.token_hex(16)
     manager = KernelManager(kernel_name="isolated-python")
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "JUPYTER_TOKEN": token}
     with tempfile.TemporaryDirectory(prefix="isolated-doctor-") as workspace:
         try:
-            manager.start_kernel(cwd=workspace, env={"PATH": "/usr/local/bin:/usr/bin:/bin", "JUPYTER_TOKEN": token})
-            try:
-                return judge(json.loads(_ask(manager)), token)
-            finally:
-                manager.shutdown_kernel(now=True)
+            assert manager.kernel_spec is not None  # else it raises NoSuchKernel
+            attacks.tighten(manager.kernel_spec.metadata["kernel_provisioner"])
+            manager.start_kernel(cwd=workspace, env=environment)
+            with attacks.Stage(Path(workspace), token) as stage:
+
+                def questions(ask: attacks.Ask) -> tuple[list[Finding], list[attacks.Result]]:
+                    findings, results = judge(json.loads(ask(_cell(Path.home()))), token), stage.attack(ask)
+                    stage.stay(ask)
+                    return findings, results
+
+                try:
+                    findings, results = _ask(manager, questions)
+                finally:
+                    manager.shutdown_kernel(now=True)
+                return findings, [*results, stage.outlived()]
         except NoSuchKernel:
-            return [Finding("kernel", FAIL, "Jupyter knows no kernel isolated-python", "jupyter isolated install")]
+            failure = Finding("kernel", FAIL, "Jupyter knows no kernel isolated-python", "jupyter isolated install")
         except IsolatedPythonError as error:
-            return [Finding("kernel", FAIL, error.message, error.remedy)]
+            failure = Finding("kernel", FAIL, error.message, error.remedy)
         except (OSError, RuntimeError, TimeoutError, ValueError) as error:
-            return [Finding("kernel", FAIL, f"no kernel answers ({error})", "look at the server's log")]
+            failure = Finding("kernel", FAIL, f"no kernel answers ({error})", "look at the server's log")
+    return [failure], []
 
 
-def _ask(manager: Any) -> str:
-    """What the cell prints."""
+def _ask(manager: Any, questions: Callable[[attacks.Ask], Made]) -> Made:
+    """What comes of asking a kernel: a question is a cell, and its answer what the cell prints."""
     printed: list[str] = []
 
     def hear(message: dict[str, Any]) -> None:
@@ -197,14 +212,18 @@ def _ask(manager: Any) -> str:
         elif message["msg_type"] == "error":
             raise RuntimeError(message["content"]["evalue"])
 
+    def ask(code: str) -> str:
+        printed.clear()
+        client.execute_interactive(code, output_hook=hear, timeout=PATIENCE, store_history=False)
+        return "".join(printed)
+
     client = manager.blocking_client()
     client.start_channels()
     try:
         client.wait_for_ready(timeout=PATIENCE)
-        client.execute_interactive(_cell(Path.home()), output_hook=hear, timeout=PATIENCE, store_history=False)
+        return questions(ask)
     finally:
         client.stop_channels()
-    return "".join(printed)
 
 
 def _cell(home: Path) -> str:
@@ -233,14 +252,16 @@ def look_beside(arguments: list[str]) -> list[Finding]:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--probe", is_flag=True, help="Start a kernel, and ask from the inside.")
+@click.option("--probe", is_flag=True, help="Start a kernel, ask from the inside, and attack this machine from there.")
 @click.option("--server", is_flag=True, help="Name what else than kernels would run on the host, and what shuts it.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def doctor(as_json: bool, probe: bool, server: bool, arguments: tuple[str, ...]) -> None:
     """Say what this machine can give, layer by layer, and what repairs the rest.
 
-    Ends with 0 when the profile `standard` can be had here, with 1 when something it requires is missing or, with
-    --server, a side door stands open. ARGUMENTS, after --, are those that the server is started with.
+    Ends with 0 when the profile `standard` can be had here, with 1 when something it requires is missing, an attack
+    succeeds or, with --server, a side door stands open. ARGUMENTS, after --, are those that the server is started with.
+    The attacks reach for what the doctor has laid out itself, and each is first made without a sandbox: what fails
+    there as well proves nothing, and is said to be VOID.
 
     \b
     Examples:
@@ -252,21 +273,22 @@ def doctor(as_json: bool, probe: bool, server: bool, arguments: tuple[str, ...])
         raise click.UsageError("arguments are for the server: they need --server")
     host = host_facts.probe()
     outside = examine(Profile(), host, delegation=systemd.wanted(), compiler=_compiler())
-    inside = look_inside() if probe else []
+    inside, attacked = look_inside() if probe else ([], [])
     beside = look_beside([*arguments]) if server else []
     if as_json:
-        report: dict[str, Any] = {"host": host.to_wire()}
-        for name, findings in (("layers", outside), ("inside", inside), ("server", beside)):
-            report[name] = [asdict(finding) for finding in findings]
-        click.echo(json.dumps(report, indent=2))
+        report = {"host": host.to_wire(), "layers": outside, "inside": inside, "attacks": attacked, "server": beside}
+        click.echo(json.dumps(report, indent=2, default=asdict))
     else:
         who = "root" if host.root else f"uid {host.uid}"
         show(f"Linux {host.release}, {host.machine}, as {who}", outside)
         if inside:
             show("From inside a kernel", inside)
+        if attacked:
+            attacks.show(attacked)
         if beside:
             show("Beside the kernels of this server", beside, "door")
-    sys.exit(any(finding.verdict == FAIL for finding in outside + inside + beside))
+    found = [one.verdict for one in outside + inside + beside] + [one.verdict for one in attacked]
+    sys.exit(FAIL in found)
 
 
 def show(title: str, findings: list[Finding], what: str = "layer") -> None:

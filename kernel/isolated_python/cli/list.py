@@ -40,7 +40,7 @@ def list(as_json: bool) -> None:
             f"{one['seconds']:.0f} s",
             f"{one['memory'] >> 20} MiB" if one["memory"] is not None else "?",
             f"{one['cpu_seconds']:.1f} s" if one["cpu_seconds"] is not None else "?",
-            str(one["cpu_weight"]),
+            str(one.get("cpu_weight", "?")),
             str(one["processes"] or "?"),
             str(sum(one["refused"].values())),
             "; ".join(one["weakened"]),

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,8 @@ class Client:
     def __init__(self) -> None:
         self.kernels: dict[str, Kernel] = {}
         self.views: dict[object, str] = {}  # a list of modules in an environment → the view of it that was sent
+        self.owners: dict[str, str] = {}  # kernel → for whom it was started first
+        self.audited: Callable[[dict[str, Any]], None] | None = None  # told of each record, in a thread of ours
         self.prefixes: dict[str, str] = {}  # kernel → where its sockets are: kept from one start to the next
         self.alive = True
         self.owner = os.getpid()
@@ -113,6 +116,10 @@ class Client:
                 break
             if message.get("event") == "ended":
                 self._kernel_ended(message)
+                continue
+            if message.get("event") == "audit":
+                if self.audited is not None:
+                    self.audited(message["record"])
                 continue
             answer = self._answers.pop(int(message.get("id", 0)), None)
             if answer is None:

@@ -83,4 +83,18 @@ def cache_folder() -> str:
 
 
 def audit_file() -> str:
-    return _state("XDG_STATE_HOME", "~/.local/state", "/var/log/isolated-python") + "/audit.jsonl"
+    """Where all supervisors of a user write what happened."""
+    asked = _environment("ISOLATED_PYTHON_AUDIT_DIR")
+    if not asked:
+        return _state("XDG_STATE_HOME", "~/.local/state", "/var/log/isolated-python") + "/audit.jsonl"
+    if not os.path.isabs(asked) or (os.path.lexists(asked) and not _usable(asked)):
+        raise HostError(
+            f"the audit's folder {asked!r} is not a folder that is ours and that nobody else writes to",
+            remedy="chmod 700 it, or unset ISOLATED_PYTHON_AUDIT_DIR",
+        )
+    return f"{asked}/audit.jsonl"
+
+
+def hub_user() -> str:
+    """Whose server this is, where a hub has started it; else empty."""
+    return _environment("JUPYTERHUB_USER")

@@ -122,7 +122,7 @@ class Relay:
         event = understood(message)
         if event.get("event") == "inserted":
             self._told(event["kernel"])
-        elif "kernel" in event:
+        elif event.get("kernel") in self._doors:
             self._heard(event["kernel"], event)
 
     # ---- the client side of a kernel -------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from isolated_python.audit.log import Log
+from isolated_python.audit.ledger import Ledger
+from isolated_python.audit.log import LONGEST, Log
 from isolated_python.engine import reasons, relays, workspace
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
@@ -35,6 +36,7 @@ from isolated_python.policy.profile import Profile, Resources
 CHANNELS = {"shell": "shell", "iopub": "iopub", "stdin": "stdin-channel", "control": "control", "hb": "hb"}
 UNLIMITED = Resources(memory=None, processes=None)
 START = 60.0  # seconds until a sandbox must stand
+MOST_NAMED = 20  # refused calls of one kernel that are named to others
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Shared:
 
     loop: Loop
     log: Log
+    ledger: Ledger
     folder: str  # of our sockets
     relay: relays.Relay
     identities: Identities | None  # None: every kernel runs as who we are
@@ -77,7 +80,8 @@ class Sandbox:
         self.group: cgroup.Group | None = None
         self.weight = ANSWERS
         self.zygote: Zygote | None = None  # of which it is a child
-        self.cell = ""  # msg_id of the request that runs
+        self.cell = ""  # msg_id of the cell that ran last
+        self._met = cgroup.Events(0, 0, 0)  # what it has met of its limits, as far as it was told
         self._uid: int | None = None
         self._descriptors: dict[str, int] = {}
         self._paths: list[str] = []  # of the kernel's own listeners, in the folder that only the relay may enter
@@ -92,9 +96,19 @@ class Sandbox:
         shared.incarnations += 1
 
     @property
+    def owner(self) -> str:
+        """For whom it runs, as far as the server knows."""
+        return str(self._order.get("owner", ""))
+
+    @property
     def refused(self) -> dict[str, int]:
         """How often each system call was refused."""
         return self._refusals.counts if self._refusals else {}
+
+    @property
+    def refused_most(self) -> dict[str, int]:
+        """The same, the MOST_NAMED of them that were refused most often."""
+        return dict(sorted(self.refused.items(), key=lambda item: -item[1])[:MOST_NAMED])
 
     @property
     def words(self) -> str:
@@ -280,10 +294,13 @@ class Sandbox:
             self._shared.loop.later(granted.wall_clock, lambda: self._deadline("resources.wall_clock", used))
         if granted.cpu_time is not None:
             self._shared.loop.later(1.0, self._watch_cpu)
+        who = {"kernel": self.name, "owner": self.owner, "profile": self.profile.name}
         self._shared.log.write(
-            "kernel-started", kernel=self.name, profile=self.profile.name, pid=self.pid, uid=self._uid,
-            weakened=self.plan.notes, seconds=round(time.monotonic() - self.began, 4),
+            "kernel-started", **who, pid=self.pid, kernel_uid=self._uid, weakened=self.plan.notes,
+            seconds=round(time.monotonic() - self.began, 4),
         )  # fmt: skip
+        for note in self.plan.notes:
+            self._shared.log.write("kernel-weakened", **who, what=note)
         self._reply(pid=self.pid, notes=self.plan.notes)
 
     # ---- from waiting to running ------------------------------------------------------------------------------------
@@ -404,7 +421,28 @@ class Sandbox:
             pass
 
     def _refused(self, call: str, count: int) -> None:
-        self._shared.log.write("call-refused", kernel=self.name, call=call, count=count, cell=self.cell)
+        about = {"owner": self.owner, "cell": self.cell}
+        self._shared.ledger.tell("call-refused", self.name, call=call, count=count, **about)
+
+    def look(self) -> None:
+        """Tell which limits of its cgroup it has met since the last look. Asked after each cell, and at the end."""
+        if self.group is None:
+            return
+        try:
+            met, before = self.group.events(), self._met
+        except OSError:  # somebody has removed the group
+            return
+        self._met = met
+        for key, what, times in (
+            ("resources.memory", "a process was killed for memory", met.oom_kills - before.oom_kills),
+            ("resources.processes", "a process could not be started", met.processes_refused - before.processes_refused),
+        ):
+            if times > 0:
+                self._limit(key, what, times)
+
+    def _limit(self, key: str, what: str, times: int = 1) -> None:
+        about = {"owner": self.owner, "cell": self.cell}
+        self._shared.ledger.count("limit-reached", self.name, key, times, limit=key, what=what, **about)
 
     # ---- its end ---------------------------------------------------------------------------------------------------
 
@@ -444,6 +482,7 @@ class Sandbox:
     def _deadline(self, key: str, used: str) -> None:
         if self.state == "running":
             name = self.profile.name
+            self._limit(key, f"it used {used}")
             self.fail(f"the kernel was ended: it used {used}, and the profile {name} grants no more ({key})")
 
     def _watch_cpu(self) -> None:
@@ -465,9 +504,12 @@ class Sandbox:
         ran, self.state = self.state == "running", "ended"
         self._words.finish()
         reason = self._cause or reasons.why(status, self.profile, self.group)
+        self.look()
         self._shared.log.write(
-            "kernel-ended", kernel=self.name, status=status, reason=reason, refused=self.refused, last_words=self.words
-        )
+            "kernel-ended", kernel=self.name, owner=self.owner, profile=self.profile.name, status=status, reason=reason,
+            seconds=round(time.monotonic() - self.began, 4), refused=self.refused_most,
+            last_words=self.words[-LONGEST:],
+        )  # fmt: skip
 
         def let_go() -> None:
             self.release()

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
+from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import Log
 from isolated_python.engine import relays, zygotes
 from isolated_python.engine.cradle import Cradle
@@ -25,7 +26,7 @@ from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.mover import Mover
 from isolated_python.engine.pool import Pool
-from isolated_python.engine.sandbox import Sandbox, Shared
+from isolated_python.engine.sandbox import CHANNELS, Sandbox, Shared
 from isolated_python.engine.weights import Weights
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError, RequestError
 from isolated_python.layers import cgroup, seccomp, view
@@ -36,8 +37,8 @@ from isolated_python.policy.profile import Profile
 
 VISITS = "visits"  # the socket in our folder where the command line may call
 PAGE = 64  # kernels in one answer to `list`
-MOST_NAMED = 20  # refused calls of one kernel that are named there
 FOLDERS = ("clients", "kernels")  # of sockets: of those outside, and of those inside
+NOBODY = {"owner": "", "cell": ""}
 
 Request = dict[str, Any]
 Reply = Callable[..., None]
@@ -63,7 +64,8 @@ class Supervisor:
         """The first request, once: where things are. Builds what all kernels share."""
         self.interpreter: str = request["interpreter"]
         self.folder, self.cache = request["folder"], request["cache"]
-        self.log = Log(request["audit"])
+        self.log = Log(request["audit"], mirror=self._mirror)
+        self.ledger = Ledger(self.log.write)
         self.host = host_facts.probe()
         cgroup.sweep()
         identities = None
@@ -90,10 +92,10 @@ class Supervisor:
             self._heard, self.log.write, self._relay_replaced,
         )  # fmt: skip
         self.shared = Shared(
-            self.loop, self.log, self.folder, relay, identities,
+            self.loop, self.log, self.ledger, self.folder, relay, identities,
             self._call_name, self._taken, self._gone, self._ended,
         )  # fmt: skip
-        self.log.write("supervisor-started", pid=os.getpid(), host=self.host.to_wire())
+        self.log.write("supervisor-started", host=self.host.to_wire())
         reply()
 
     def warm(self, request: Request, descriptors: list[int], reply: Reply) -> None:
@@ -168,6 +170,7 @@ class Supervisor:
         if sandbox is not None:
             sandbox.forget()
         self.shared.relay.close(request["kernel"])
+        self.ledger.end(request["kernel"])
         reply()
 
     def report(self, request: Request, descriptors: list[int], reply: Reply) -> None:
@@ -186,7 +189,7 @@ class Supervisor:
                     "cpu_seconds": usage.cpu_seconds if usage else None,
                     "cpu_weight": sandbox.weight,
                     "weakened": sandbox.plan.notes,
-                    "refused": dict(sorted(sandbox.refused.items(), key=lambda item: -item[1])[:MOST_NAMED]),
+                    "refused": sandbox.refused_most,
                 }
             )
         reply(kernels=kernels, total=len(self.sandboxes))
@@ -238,11 +241,14 @@ class Supervisor:
         tell: Callable[[dict[str, Any]], None],
     ) -> None:  # fmt: skip
         number, answered = request.get("id"), False
+        starts = verb is Supervisor.start
 
         def reply(error: IsolatedPythonError | None = None, **values: Any) -> None:
             nonlocal answered
             if not answered:
                 answered = True
+                if error and starts:
+                    self._start_refused(request, error)
                 try:
                     tell({"id": number, **(error.to_wire() if error else values)})
                 except ProtocolError as large:
@@ -262,6 +268,21 @@ class Supervisor:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def _start_refused(self, request: Request, error: IsolatedPythonError) -> None:
+        profile = request.get("profile")
+        about = {"profile": profile.get("name") if isinstance(profile, dict) else ""}
+        about |= {name: request.get(name) for name in ("kernel", "owner")}
+        texts = {name: value if isinstance(value, str) else "" for name, value in about.items()}
+        self.log.write("start-refused", **texts, reason=str(error))
+
+    def _mirror(self, record: dict[str, Any]) -> None:
+        """The server may pass records on. One that does not listen does not hold us up: the file has them."""
+        try:
+            message = json.dumps({"event": "audit", "record": record}, separators=(",", ":")).encode()
+            socket.send_fds(self.server, [message], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except OSError:
+            pass
 
     def _tell_server(self, message: dict[str, Any]) -> None:
         try:
@@ -366,11 +387,16 @@ class Supervisor:
         match event.get("event"):
             case "want" if sandbox is not None:
                 sandbox.give_sockets(event["count"])
-            case "refused":
-                values = {key: event[key] for key in ("channel", "rule", "count")}
-                self.log.write("relay-refused", kernel=name, **values)
+            case "refused" if event["channel"] in CHANNELS:
+                about = {"owner": sandbox.owner, "cell": sandbox.cell} if sandbox is not None else NOBODY
+                what = {"channel": event["channel"], "rule": event["rule"]}
+                self.ledger.count(
+                    "relay-refused", name, f"{event['channel']} {event['rule']}", event["count"], **what, **about
+                )
             case "activity" if sandbox is not None:
-                sandbox.cell = event["msg_id"]
+                sandbox.cell = event["msg_id"] or sandbox.cell
+            case "idle" if sandbox is not None:
+                sandbox.look()
 
     def _relay_replaced(self) -> None:
         for sandbox in self.sandboxes.values():
@@ -394,6 +420,10 @@ class Supervisor:
     def close(self) -> None:
         """Take everything down, and leave nothing."""
         sandboxes = [*self.sandboxes.values()]
+        if self.shared is not None:
+            self.log.write("supervisor-ended", kernels=len(sandboxes))
+            for sandbox in sandboxes:
+                self.ledger.end(sandbox.name)
         for sandbox in sandboxes:  # first all of them, then each: they die side by side
             sandbox.kill()
         for sandbox in sandboxes:

@@ -36,8 +36,9 @@ def plan(profile: Profile) -> list[Step]:
         Limit("NICE", 20),
     ]
     if granted.processes is not None:
-        # Counted in the sandbox's own user namespace since linux 5.14: holds where there is no cgroup, too.
-        steps.append(Limit("NPROC", granted.processes))
+        # Counted in the sandbox's own user namespace since linux 5.14: holds where there is no cgroup, too. One more
+        # than the cgroup's, because that one is asked later, and counts for the audit what it refuses.
+        steps.append(Limit("NPROC", granted.processes + 1))
     if granted.file_size is not None:
         steps.append(Limit("FSIZE", granted.file_size))
     return steps

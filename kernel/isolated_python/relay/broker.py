@@ -86,6 +86,7 @@ class Kernel:
             ("control", CLIENT): self.spoken,
             ("stdin", CLIENT): self.spoken,
             ("iopub", KERNEL): self.published,
+            ("stdin", KERNEL): self.prompted,
         }
 
     def asked(self, frames: list[bytes]) -> None:
@@ -106,6 +107,11 @@ class Kernel:
         if self.cells.published(frames):
             self.busy = False
             self.broker.tell({"event": "idle", "kernel": self.name})
+
+    def prompted(self, frames: list[bytes]) -> None:
+        """The kernel asks a person for input: not where every client has said that nobody is there."""
+        if self.cells.forbidden:
+            raise Refused("a prompt that no cell may make")
 
     def _active(self, cell: str) -> None:
         """Tell the supervisor that somebody is here, now and then; and at once that a cell runs where none did."""

@@ -24,6 +24,7 @@ class Cells:
     def __init__(self) -> None:
         self.running: dict[str, str] | None = None  # the header of the request
         self.topic, self.session = b"kernel", ""
+        self.forbidden: bool | None = None  # prompts: every cell so far was asked for without; None: no cell so far
 
     def asked(self, frames: list[bytes]) -> str:
         """A message of a client on shell. Returns its id if it is a cell, else an empty string."""
@@ -31,6 +32,8 @@ class Cells:
         if header.get("msg_type") != "execute_request":
             return ""
         self.running = {name: header[name] for name in HEADER if _is_text(header.get(name))}
+        # In a large request the content is not seen. What was allowed once a cell may use later, from a thread.
+        self.forbidden = self.forbidden is not False and _part(frames, 5).get("allow_stdin", True) is False
         return printable(self.running.get("msg_id", ""))
 
     def published(self, frames: list[bytes]) -> bool:

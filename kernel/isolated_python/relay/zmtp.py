@@ -21,7 +21,7 @@ class Walk:
     """One direction of one connection.
 
     `inspect` is called with the frames of every message that is small enough to be held whole, and with the first
-    frames of one that is not.
+    frames of one that is not, which may be none. What it refuses does not go on.
     """
 
     def __init__(self, bounds: Bounds, inspect: Inspect | None = None) -> None:
@@ -146,7 +146,7 @@ class Walk:
         self.size -= length
 
     def _tear(self) -> None:
-        if not self.torn and self.inspect is not None and self.seen:
+        if not self.torn and self.inspect is not None:
             self.inspect(self.seen)
         self.torn, self.seen = True, []
 
