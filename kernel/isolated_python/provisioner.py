@@ -103,7 +103,6 @@ class IsolatedProvisioner(KernelProvisionerBase):
         await asyncio.wrap_future(self._client.hello)
         # A restart keeps its sockets, unless the supervisor, and their folder with it, is another by now.
         self._name = self.kernel_id or secrets.token_hex(16)
-        self._client.owners.setdefault(self._name, who())
         self._pass_records_on(self._client, manager)
         self._prefix = self._client.prefixes.setdefault(
             self._name, f"{self._client.folder}/clients/{secrets.token_hex(4)}"
@@ -188,7 +187,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 "start",
                 given,
                 kernel=self._name,
-                owner=self._client.owners.get(self._name, ""),
+                owner=self.owner or "",
                 profile=profile.to_wire(),
                 trees=trees,
                 view=self._client.see(view),
@@ -334,7 +333,6 @@ class IsolatedProvisioner(KernelProvisionerBase):
         """Nothing of this kernel stays. Also after a failed start, for which jupyter_client calls no cleanup."""
         if self._client is not None and self._name:
             self._client.prefixes.pop(self._name, None)
-            self._client.owners.pop(self._name, None)
             try:
                 await asyncio.wrap_future(self._client.ask("forget", kernel=self._name))
             except IsolatedPythonError:
@@ -364,16 +362,6 @@ class IsolatedProvisioner(KernelProvisionerBase):
         await super().load_provisioner_info(provisioner_info)
         self.pid, self._name = provisioner_info["pid"], provisioner_info["name"]
         self._prefix, self._cwd = provisioner_info["prefix"], provisioner_info["cwd"]
-
-
-def who() -> str:
-    """The person at the server who asks for a kernel, or whose server it is; empty where nobody is known."""
-    user = None
-    if "jupyter_server" in sys.modules:
-        from jupyter_server import CallContext
-
-        user = getattr(CallContext.get(CallContext.JUPYTER_HANDLER), "current_user", None)
-    return str(getattr(user, "username", "") or places.hub_user())[:200]
 
 
 async def _off_loop(function: Callable[[], Made]) -> Made:

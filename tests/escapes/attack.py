@@ -43,6 +43,7 @@ class Attack:
     overrides: dict[str, Any] = field(default_factory=dict)  # changes to the profile
     needs: tuple[str, ...] = ()  # layers without which nothing could stop it
     paths: tuple[str, ...] = ("zygote", "pool", "exec")
+    profiles: tuple[str, ...] = ()  # in which it means something; empty for all
     facts: dict[str, Any] = field(default_factory=dict)  # what the attacker knows beside the target's facts
     accomplice: Callable[[Any], Any] | None = None  # what helps from another kernel
     seconds: float = 20.0

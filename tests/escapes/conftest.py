@@ -22,6 +22,8 @@ def combinations(attack: Attack, config: pytest.Config) -> list[Combination]:
     """Where this attack is run: in every combination in which it means something, or in one of those."""
 
     def apt(one: Combination) -> bool:
+        if attack.profiles and one.profile not in attack.profiles:
+            return False
         return one.path in attack.paths and ("cgroup" not in attack.needs or has_cgroup(root=one.life == "root"))
 
     without = config.getoption("--without")
@@ -30,7 +32,7 @@ def combinations(attack: Attack, config: pytest.Config) -> list[Combination]:
         return mutant if attack.stopped_by == without else []
     if config.getoption("--every-combination"):
         return [one for one in EVERY if apt(one)]
-    found = [one for one in SPREAD if apt(one)]
+    found = [one for one in SPREAD if apt(one)] or [one for one in EVERY if apt(one)]
     # Each attack keeps its combination from run to run.
     return [found[zlib.crc32(attack.name.encode()) % len(found)]] if found else []
 

@@ -46,7 +46,6 @@ class Client:
     def __init__(self) -> None:
         self.kernels: dict[str, Kernel] = {}
         self.views: dict[object, str] = {}  # a list of modules in an environment → the view of it that was sent
-        self.owners: dict[str, str] = {}  # kernel → for whom it was started first
         self.audited: Callable[[dict[str, Any]], None] | None = None  # told of each record, in a thread of ours
         self.prefixes: dict[str, str] = {}  # kernel → where its sockets are: kept from one start to the next
         self.alive = True

@@ -93,8 +93,3 @@ def audit_file() -> str:
             remedy="chmod 700 it, or unset ISOLATED_PYTHON_AUDIT_DIR",
         )
     return f"{asked}/audit.jsonl"
-
-
-def hub_user() -> str:
-    """Whose server this is, where a hub has started it; else empty."""
-    return _environment("JUPYTERHUB_USER")
