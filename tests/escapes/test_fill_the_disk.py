@@ -61,7 +61,7 @@ def by_writing_far_behind_the_end(target: Any) -> str:
 
 @attack(OnDisk, **ONE_FILE)
 def by_letting_linux_copy(target: Any) -> str:
-    """Have Linux do the writing: copy_file_range from a device without end, and sendfile."""
+    """Have Linux do the writing: sendfile."""
     with open("/bin/sh", "rb") as source, open(target.name, "wb") as file:
         size = os.fstat(source.fileno()).st_size
         for number in range(6 * MiB // size + 1):

@@ -71,7 +71,7 @@ CALLS: dict[str, tuple[str, dict[str, tuple[int, tuple[int, ...]]]]] = {
             "reboot": (169, ()), "swapon": (167, ()), "swapoff": (168, ()), "quotactl": (179, ()),
             "quotactl_fd": (443, ()), "acct": (163, ()), "syslog": (103, ()), "iopl": (172, ()), "ioperm": (173, ()),
             "clock_settime": (227, ()), "clock_adjtime": (305, ()), "adjtimex": (159, ()), "settimeofday": (164, ()),
-            "sethostname": (170, ()), "setdomainname": (171, ()),
+            "sethostname": (170, ()), "setdomainname": (171, ()), "vhangup": (153, ()),
         },
     ),
     "calls_that_change_the_machine_code": (

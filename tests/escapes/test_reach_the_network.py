@@ -93,7 +93,7 @@ def a_datagram_without_a_connection(target: Any) -> str:
 
 @attack(DatagramService, stopped_by="net")
 def a_datagram_by_sendmsg(target: Any) -> str:
-    """The same by sendmmsg, several at once."""
+    """The same by sendmsg, which carries the address in a structure."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         asker.settimeout(2)
         asker.sendmsg([b"?"], (), 0, (target.host, target.port))

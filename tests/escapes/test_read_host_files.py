@@ -292,7 +292,7 @@ def by_the_root_of_its_own(target: Any) -> str:
 
 @attack(Secret, stopped_by="mount")
 def by_a_folder_that_is_exchanged(target: Any) -> str:
-    """Exchange a folder and a link while another thread goes through them, so that a check sees the one."""
+    """Exchange a folder of the workspace and a link, and go through the name that was the folder's."""
     place, link = f"swap-{os.getpid()}", f"link-{os.getpid()}"
     os.mkdir(place)
     os.symlink(os.path.dirname(target.path), link)
