@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.escapes.attack import Attack
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "attacks.md"
@@ -33,21 +39,26 @@ more than one; the page names the first.
 """
 
 
+def every() -> Iterator[tuple[Path, ModuleType, list[Attack]]]:
+    """Every file of attacks."""
+    from tests.escapes.attack import attacks_of
+
+    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        if attacks_of(module):
+            yield path, module, attacks_of(module)
+
+
 def page() -> str:
     """The text of docs/attacks.md."""
-    from tests.escapes.attack import attacks_of
     from tests.escapes.places import PROFILES, WAYS
 
-    parts, count = [], 0
-    files = sorted(Path(__file__).parent.glob("test_*.py"))
-    classes = [(path, importlib.import_module(f"tests.escapes.{path.stem}")) for path in files]
-    classes = [(path, module) for path, module in classes if attacks_of(module)]
-    for path, module in classes:
-        attacks = attacks_of(module)
+    parts, count, classes = [], 0, [*every()]
+    for path, module, attacks in classes:
         count += len(attacks)
         wants = (module.__doc__ or "").splitlines()[0].partition("wants: ")[2].rstrip(".")
         lines = [f"| `{one.name}` | {one.wants} | {one.stopped_by} |" for one in attacks]
-        title = f"## {wants[0].upper()}{wants[1:]}\n\n{len(attacks)} attacks, `tests/escapes/{path.name}`"
+        title = f"## {wants[0].upper()}{wants[1:]}\n\n{len(attacks)} attacks, `{path.relative_to(ROOT)}`"
         parts.append(
             "\n".join([title, "", "| attack | what the attacker does or wants | stopped by |", "|---|---|---|", *lines])
         )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
 import pytest
 from isolated_python.layers.filters.kernel import ABSENT, AUDITED, SILENT
 from isolated_python.layers.seccomp import MACHINE
 from isolated_python.policy.profile import LAYERS
 
-from tests.escapes.attack import Attack, attacks_of
-from tests.escapes.page import PAGE, page
+from tests.escapes.attack import Attack
+from tests.escapes.page import PAGE, every, page
 from tests.escapes.test_kernel_surface import CALLS
 
 PARTS = {
@@ -24,8 +21,7 @@ PARTS = {
 
 
 def every_attack() -> list[Attack]:
-    files = sorted(Path(__file__).parent.glob("test_*.py"))
-    return [one for path in files for one in attacks_of(importlib.import_module(f"tests.escapes.{path.stem}"))]
+    return [one for _, _, attacks in every() for one in attacks]
 
 
 @pytest.mark.skipif(MACHINE != "x86_64", reason="the page lists the attacks made of this machine's code and numbers")
