@@ -244,6 +244,10 @@ def test_the_plan_is_explained_to_people_and_to_scripts(jupyter_isolated: Termin
     said = [line.split()[0] for line in told.stdout.splitlines() if line.startswith("  ")]
     assert said == kinds
     assert {"user", "mount", "pid", "net"} <= {*plan["namespaces"]}
+    assert "Modules that a cell may import: everything." in told.stdout
+    exam = jupyter_isolated("explain", "--profile", "exam")
+    assert "granted (hidden, guard, native code off)." in exam.stdout
+    assert "packages that are not granted" in exam.stdout
     is_refused(jupyter_isolated("explain", "--profile", "none-such"), "there is no profile")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.kernel.conftest import Server
 
-BOOKS = sorted(Path(__file__).parent.with_name("notebooks").glob("*.ipynb"))
+BOOKS = sorted((Path(__file__).parent.with_name("notebooks") / "courses").glob("*.ipynb"))
 FIRST = ("numpy-linear-algebra", "pandas-tables", "ipywidgets-controls", "sqlite-queries", "magics-and-errors")
 
 # What differs between two runs of the stock kernel, too: ids and addresses, and files that are named after them.

@@ -219,6 +219,13 @@ def test_grants_of_modules_and_capabilities_come_down_to_the_ceiling(tmp_path: P
         sources.load("standard", [("x", {"modules": {"grant": ["scipy"]}})], ceilings=[tmp_path])
 
 
+def test_a_profile_that_a_ceiling_contradicts_is_refused(tmp_path: Path) -> None:
+    """What the ceiling refuses is held by a layer that the profile has switched off."""
+    (tmp_path / "ceiling.toml").write_text("[capabilities]\nsubprocess = false\n")
+    with pytest.raises(ProfileError, match=r"^below the site's ceiling, capabilities.subprocess = false is held by"):
+        sources.load("standard", [("x", {"layers": {"seccomp": "off"}})], ceilings=[tmp_path])
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_no_shipped_profile_is_weaker_than_a_ceiling(tmp_path: Path, name: str) -> None:
     """Under the strictest shipped profile as a ceiling, every other becomes at least as strict, or is refused."""

@@ -24,6 +24,7 @@ def explain(profile: str, as_json: bool) -> None:
       jupyter isolated explain --profile shared --json
     """
     from isolated_python.engine import interpreters, places
+    from isolated_python.guard.magic import strength
     from isolated_python.layers import seccomp
     from isolated_python.layers.catalogue import plan
     from isolated_python.linux import host, namespaces
@@ -44,14 +45,15 @@ def explain(profile: str, as_json: bool) -> None:
         "The kernel will": [*made.kernel, *made.check],
     }
     born = [name for name, flag in namespaces.FLAGS.items() if made.namespaces & flag]
+    modules = strength(resolved.profile.to_wire(), len(view.granted) if view is not None else 0)
     if as_json:
         wire = {words: [step.to_wire() for step in steps] for words, steps in parts.items()}
-        click.echo(
-            json.dumps({"profile": profile, "namespaces": born, "steps": wire, "weakened": made.notes}, indent=2)
-        )
+        told = {"profile": profile, "namespaces": born, "modules": modules, "steps": wire, "weakened": made.notes}
+        click.echo(json.dumps(told, indent=2))
         return
     group = "" if resolved.profile.layers.cgroup == "off" else "a cgroup of its own, and in "
     click.echo(f"A kernel of the profile {profile} is born in {group}new namespaces: {', '.join(born)}.")
+    click.echo(f"Modules that a cell may import: {modules}.")
     for words, steps in parts.items():
         click.echo(f"\n{words}")
         for step in steps:

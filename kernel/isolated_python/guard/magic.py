@@ -34,7 +34,7 @@ def overview(granted: dict[str, Any], lists: dict[str, list[str]], failures: lis
     for table in ("capabilities", "cells"):
         for key, value in granted[table].items():
             lines.append(f"  {table + '.' + key:24} {explain.amount(key, value):>12}")
-    lines.append(f"  {'modules':24} {strength(granted, lists):>12}")
+    lines.append(f"  {'modules':24} {strength(granted, len(lists['granted'])):>12}")
     for note in granted.get("weakened", ()):
         lines.append(f"  weakened, as the profile allows: {note}")
     shown = [failure for failure in failures if failure.layer]
@@ -45,14 +45,14 @@ def overview(granted: dict[str, Any], lists: dict[str, list[str]], failures: lis
     return "\n".join(lines)
 
 
-def strength(granted: dict[str, Any], lists: dict[str, list[str]]) -> str:
-    """The three strengths by name, as far as they hold."""
-    wanted = granted["modules"]
-    if wanted["grant"] is None:
-        return "everything"
-    names = [name for name in ("hidden", "guard") if wanted[name]]
+def strength(granted: dict[str, Any], count: int) -> str:
+    """How many modules a cell may import, and which of the three strengths hold that, by name."""
+    wanted, names = granted["modules"], []
+    if wanted["grant"] is not None:
+        names = [name for name in ("hidden", "guard") if wanted[name]] or ["a list that nothing holds"]
     names += [] if granted["capabilities"]["native_code"] else ["native code off"]
-    return f"{len(lists['granted'])} granted ({', '.join(names) or 'a list that nothing holds'})"
+    held = f" ({', '.join(names)})" if names else ""
+    return f"{'everything' if wanted['grant'] is None else f'{count} granted'}{held}"
 
 
 def why(granted: dict[str, Any], lists: dict[str, list[str]], failures: list[explain.Failure]) -> str:

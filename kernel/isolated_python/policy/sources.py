@@ -81,7 +81,10 @@ def _fitting(profile: Profile, notes: list[str]) -> Profile:
             f"resources.tmp is {granted.tmp >> 20} MiB and shm {granted.shm >> 20} MiB, to fit the ceiling's memory"
         )
     profile = replace(profile, resources=granted)
-    parse.check(profile)
+    try:
+        parse.check(profile)
+    except ProfileError as error:
+        raise ProfileError(f"below the site's ceiling, {error.message}", remedy=error.remedy) from None
     return profile
 
 
