@@ -142,7 +142,11 @@ class Broker:
             listeners = [socket.socket(fileno=number) for number in descriptors]
             for listener in listeners:
                 listener.setblocking(False)
-            self.kernels[name] = Kernel(self, name, order, listeners)
+            before = self.kernels.pop(name, None)
+            new = self.kernels[name] = Kernel(self, name, order, listeners)
+            if before is not None:
+                self.shut(before)
+                new.notices = before.notices
             return
         kernel = self.kernels.get(name)
         if kernel is None:
@@ -163,10 +167,8 @@ class Broker:
         elif verb == "notice":
             self.notice(kernel, str(order["text"]))
         elif verb == "close":
-            self.detach(kernel)
-            for listener in kernel.listeners:
-                listener.close()
             del self.kernels[name]
+            self.shut(kernel)
 
     def tell(self, message: dict[str, Any]) -> None:
         """Never waits: a supervisor that does not listen loses what it would have been told."""
@@ -186,6 +188,11 @@ class Broker:
         for number in kernel.sockets:
             os.close(number)
         kernel.sockets, kernel.cells, kernel.busy = [], Cells(), False
+
+    def shut(self, kernel: Kernel) -> None:
+        self.detach(kernel)
+        for listener in kernel.listeners:
+            listener.close()
 
     def insert(self, kernel: Kernel, order: dict[str, Any], deadline: float) -> None:
         """Tell the running cell why its kernel died, after all that the kernel said; where none runs, tell the next."""
