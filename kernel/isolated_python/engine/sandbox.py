@@ -82,6 +82,10 @@ class Sandbox:
         self.zygote: Zygote | None = None  # of which it is a child
         self.cell = ""  # msg_id of the cell that ran last
         self._met = cgroup.Events(0, 0, 0)  # what it has met of its limits, as far as it was told
+        self.used = True  # by somebody; else it cannot be idle
+        self.idle = False  # that was its end
+        self._talked = 0.0  # when somebody said something last, or a cell ended
+        self._busy = False  # a cell runs
         self._uid: int | None = None
         self._descriptors: dict[str, int] = {}
         self._paths: list[str] = []  # of the kernel's own listeners, in the folder that only the relay may enter
@@ -294,6 +298,9 @@ class Sandbox:
             self._shared.loop.later(granted.wall_clock, lambda: self._deadline("resources.wall_clock", used))
         if granted.cpu_time is not None:
             self._shared.loop.later(1.0, self._watch_cpu)
+        self._talked = time.monotonic()
+        if granted.idle is not None:
+            self._shared.loop.later(granted.idle, self._watch_idle)
         who = {"kernel": self.name, "owner": self.owner, "profile": self.profile.name}
         self._shared.log.write(
             "kernel-started", **who, pid=self.pid, kernel_uid=self._uid, weakened=self.plan.notes,
@@ -495,6 +502,27 @@ class Sandbox:
         else:
             soonest = (limit - used) / (os.cpu_count() or 1)
             self._shared.loop.later(min(max(soonest, 0.2), 5.0), self._watch_cpu)
+
+    def heard(self, *, busy: bool, cell: str = "") -> None:
+        """A client has said something, or a cell has ended."""
+        self._talked, self._busy = time.monotonic(), busy
+        self.cell = cell or self.cell
+        self.used = self.used or bool(cell)
+
+    def _watch_idle(self) -> None:
+        limit = self.profile.resources.idle
+        if self.state != "running" or limit is None:
+            return
+        quiet = time.monotonic() - self._talked
+        if self._busy or not self.used or quiet < limit:
+            self._shared.loop.later(limit if self._busy or not self.used else limit - quiet, self._watch_idle)
+        else:
+            self.idle = True
+            self._limit("resources.idle", f"nobody asked anything of it for {limit:g} s")
+            self.fail(
+                f"the kernel was ended: nobody asked anything of it for {limit:g} s, and the profile "
+                f"{self.profile.name} keeps no kernel longer than that (resources.idle)"
+            )
 
     def _ended(self) -> None:
         """Process 1 has ended, and with it all the others. Say why, then let go."""

@@ -49,6 +49,7 @@ class Supervisor:
         self.server = server
         self.loop = Loop()
         self.sandboxes: dict[str, Sandbox] = {}
+        self.idle: set[str] = set()  # kernels that were ended for it, and may be started again
         self.zygotes: dict[zygotes.Kind, zygotes.Zygote] = {}
         self.filters: dict[str, seccomp.Filter] = {}
         self.views: dict[str, tuple[view.Hidden, str]] = {"": ((), "")}  # digest → what is hidden, what the guard tells
@@ -137,6 +138,9 @@ class Supervisor:
             sandbox = Sandbox(self.shared, request, profile, made, reply)
             begin = partial(sandbox.start, [*descriptors], lambda: self._zygote(request, profile, made))
         self.sandboxes[name] = sandbox
+        # What a server starts in the place of an idle kernel stays until a cell has run in it: or both would never end.
+        sandbox.used = name not in self.idle
+        self.idle.discard(name)
         self.weights.begin()
         try:
             begin()
@@ -171,6 +175,7 @@ class Supervisor:
             sandbox.forget()
         self.shared.relay.close(request["kernel"])
         self.ledger.end(request["kernel"])
+        self.idle.discard(request["kernel"])
         reply()
 
     def report(self, request: Request, descriptors: list[int], reply: Reply) -> None:
@@ -394,8 +399,9 @@ class Supervisor:
                     "relay-refused", name, f"{event['channel']} {event['rule']}", event["count"], **what, **about
                 )
             case "activity" if sandbox is not None:
-                sandbox.cell = event["msg_id"] or sandbox.cell
+                sandbox.heard(busy=True, cell=event["msg_id"])
             case "idle" if sandbox is not None:
+                sandbox.heard(busy=False)
                 sandbox.look()
 
     def _relay_replaced(self) -> None:
@@ -408,6 +414,8 @@ class Supervisor:
         self.pool.gone(sandbox)
 
     def _ended(self, sandbox: Sandbox, status: int, reason: str) -> None:
+        if sandbox.idle:
+            self.idle.add(sandbox.name)
         event = {"event": "ended", "kernel": sandbox.name, "status": status, "reason": reason, "words": sandbox.words}
         self._tell_server(event)
 

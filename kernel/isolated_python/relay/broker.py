@@ -106,7 +106,7 @@ class Kernel:
         """The kernel has sent a message on iopub."""
         if self.cells.published(frames):
             self.busy = False
-            self.broker.tell({"event": "idle", "kernel": self.name})
+            self.broker.tell_of(self, "")
 
     def prompted(self, frames: list[bytes]) -> None:
         """The kernel asks a person for input: not where every client has said that nobody is there."""
@@ -119,7 +119,7 @@ class Kernel:
         if (cell and not self.busy) or now - self.last_activity > EACH:
             self.last_activity = now
             self.busy = self.busy or bool(cell)
-            self.broker.tell({"event": "activity", "kernel": self.name, "msg_id": cell})
+            self.broker.tell_of(self, cell)
 
 
 class Broker:
@@ -170,12 +170,19 @@ class Broker:
             del self.kernels[name]
             self.shut(kernel)
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Never waits: a supervisor that does not listen loses what it would have been told."""
+    def tell(self, message: dict[str, Any]) -> bool:
+        """Never waits: a supervisor that does not listen loses what it would have been told. False: it was lost."""
         try:
             socket.send_fds(self.control, [_encoded(message)], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except BlockingIOError:
-            pass
+            return False
+        return True
+
+    def tell_of(self, kernel: Kernel, cell: str) -> None:
+        """That somebody is here, and whether a cell runs; until it was heard, since an idle kernel is ended."""
+        about = {"event": "activity", "msg_id": cell} if kernel.busy else {"event": "idle"}
+        if not self.tell({**about, "kernel": kernel.name}):
+            self._later(AGAIN, lambda: self.tell_of(kernel, cell))
 
     def detach(self, kernel: Kernel) -> None:
         """The kernel is gone: nobody is served until there is another. New connections wait in the backlog."""
