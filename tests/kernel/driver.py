@@ -78,10 +78,14 @@ def prime(like: KernelManager, ask: dict[str, Any]) -> None:
 
 
 def waiting() -> list[dict[str, Any]]:
+    return [kernel for kernel in sandboxes() if kernel["state"] == "waiting"]
+
+
+def sandboxes() -> list[dict[str, Any]]:
     from isolated_python.engine import client
 
-    kernels = client.current().ask("list").result(10)["kernels"]
-    return [kernel for kernel in kernels if kernel["state"] == "waiting"]
+    found: list[dict[str, Any]] = client.current().ask("list").result(10)["kernels"]
+    return found
 
 
 @deed
@@ -160,7 +164,7 @@ def request(ask: dict[str, Any]) -> dict[str, Any]:
     asked["header"].update(ask.get("header", {}))
     channel.send(asked)
     while True:
-        reply = channel.get_msg(timeout=30)
+        reply = channel.get_msg(timeout=ask.get("timeout", 30))
         if reply["parent_header"].get("msg_id") == asked["header"]["msg_id"]:
             return {"content": reply["content"]}
 

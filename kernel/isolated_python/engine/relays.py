@@ -29,6 +29,7 @@ EVENTS: dict[str, dict[str, type]] = {
     "refused": {"kernel": str, "channel": str, "rule": str, "count": int},
     "activity": {"kernel": str, "msg_id": str},
     "idle": {"kernel": str},
+    "usage": {"kernel": str},
 }
 LONGEST = 200  # characters of a text that it tells
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import LONGEST, Log
-from isolated_python.engine import reasons, relays, workspace
+from isolated_python.engine import reasons, relays, usage, workspace
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.refusals import Refusals
@@ -86,6 +86,7 @@ class Sandbox:
         self.idle = False  # that was its end
         self._talked = 0.0  # when somebody said something last, or a cell ended
         self._busy = False  # a cell runs
+        self._measured = (self.began, 0.0)  # when its CPU time was told last, and how much that was
         self._uid: int | None = None
         self._descriptors: dict[str, int] = {}
         self._paths: list[str] = []  # of the kernel's own listeners, in the folder that only the relay may enter
@@ -257,7 +258,8 @@ class Sandbox:
                     self._shared.relay.ask("sockets", self.name, descriptors)
                 else:
                     self._targeted = True
-                    self._shared.relay.ask("target", self.name, descriptors, kind="inet", ports=self._order["ports"])
+                    ports, known = self._order["ports"], self.group is not None
+                    self._shared.relay.ask("target", self.name, descriptors, kind="inet", ports=ports, usage=known)
 
     def _born(self) -> None:
         """The first message carries, by Linux's own word, the pid of its sender. unix(7), SCM_CREDENTIALS"""
@@ -407,7 +409,7 @@ class Sandbox:
             return
         if self._paths:
             paths = [os.path.basename(path) for path in self._paths]
-            self._shared.relay.ask("target", self.name, kind="unix", paths=paths)
+            self._shared.relay.ask("target", self.name, kind="unix", paths=paths, usage=self.group is not None)
         else:
             self._targeted = False
             self.give_sockets(16)
@@ -508,6 +510,13 @@ class Sandbox:
         self._talked, self._busy = time.monotonic(), busy
         self.cell = cell or self.cell
         self.used = self.used or bool(cell)
+
+    def tell_usage(self) -> None:
+        """Answer a usage_request, by the relay, with what this sandbox uses and may use."""
+        if self.state == "running" and self.group is not None:
+            figures = usage.figures(self.group, self.profile.limits)
+            content, self._measured = usage.content(figures, self._measured)
+            self._shared.relay.ask("usage", self.name, content=content)
 
     def _watch_idle(self) -> None:
         limit = self.profile.resources.idle

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import Log
-from isolated_python.engine import relays, zygotes
+from isolated_python.engine import relays, usage, zygotes
 from isolated_python.engine.cradle import Cradle
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
@@ -180,23 +180,20 @@ class Supervisor:
 
     def report(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         """What runs, PAGE at a time from the number `start` on: an answer has a bound, and a site many kernels."""
-        kernels, start = [], int(request.get("start", 0))
-        for sandbox in [*self.sandboxes.values()][start : start + PAGE]:
-            usage = sandbox.group.usage() if sandbox.group is not None else None
-            kernels.append(
-                {
-                    "kernel": sandbox.name,
-                    "profile": sandbox.profile.name,
-                    "state": sandbox.state,
-                    "seconds": round(time.monotonic() - sandbox.began, 1),
-                    "memory": usage.memory if usage else None,
-                    "processes": usage.processes if usage else None,
-                    "cpu_seconds": usage.cpu_seconds if usage else None,
-                    "cpu_weight": sandbox.weight,
-                    "weakened": sandbox.plan.notes,
-                    "refused": sandbox.refused_most,
-                }
-            )
+        start = int(request.get("start", 0))
+        kernels = [
+            {
+                "kernel": sandbox.name,
+                "profile": sandbox.profile.name,
+                "state": sandbox.state,
+                "seconds": round(time.monotonic() - sandbox.began, 1),
+                **usage.figures(sandbox.group, sandbox.profile.limits),
+                "cpu_weight": sandbox.weight,
+                "weakened": sandbox.plan.notes,
+                "refused": sandbox.refused_most,
+            }
+            for sandbox in [*self.sandboxes.values()][start : start + PAGE]
+        ]
         reply(kernels=kernels, total=len(self.sandboxes))
 
     REQUESTS: ClassVar[dict[str, Callable[..., None]]] = {
@@ -403,6 +400,8 @@ class Supervisor:
             case "idle" if sandbox is not None:
                 sandbox.heard(busy=False)
                 sandbox.look()
+            case "usage" if sandbox is not None:
+                sandbox.tell_usage()
 
     def _relay_replaced(self) -> None:
         for sandbox in self.sandboxes.values():

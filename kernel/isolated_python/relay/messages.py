@@ -80,7 +80,18 @@ class Cells:
         content = {"name": "stderr", "text": f"Isolated Python: {text}\n"}
         return self._message(key, self.running or {}, "stream", content)
 
-    def _message(self, key: str, parent: dict[str, Any], kind: str, content: dict[str, Any]) -> bytes:
+    def usage(self, key: str, request: list[bytes], content: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
+        """The answer to a usage_request, as frames; and what iopub says before and after it."""
+        header = _part(request, 2)
+        parent = {name: header[name] for name in HEADER if _is_text(header.get(name))}
+        before, after = (self._message(key, parent, "status", {"execution_state": state}) for state in ("busy", "idle"))
+        route = request[: request.index(DELIMITER)]  # of a client that is no DEALER
+        return before, self._message(key, parent, "usage_reply", content, route), after
+
+    def _message(
+        self, key: str, parent: dict[str, Any], kind: str, content: dict[str, Any], route: list[bytes] | None = None
+    ) -> bytes:
+        """The frames of a message. `route`: what stands before it, on other channels than iopub."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
         header = {
             "msg_id": os.urandom(16).hex(),
@@ -95,8 +106,14 @@ class Cells:
         for part in parts:
             sign.update(part)
         signature = sign.hexdigest().encode() if key else b""
-        frames = [self.topic + b"." + kind.encode(), DELIMITER, signature, *parts]
+        if route is None:
+            route = [self.topic + b"." + kind.encode()]
+        frames = [*route, DELIMITER, signature, *parts]
         return b"".join(zmtp.frame(body, more=body is not frames[-1]) for body in frames)
+
+
+def asks_for_usage(frames: list[bytes]) -> bool:
+    return DELIMITER in frames and _part(frames, 2).get("msg_type") == "usage_request"
 
 
 def _part(frames: list[bytes], place: int) -> dict[str, Any]:
