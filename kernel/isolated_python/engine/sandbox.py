@@ -36,6 +36,8 @@ from isolated_python.policy.profile import Profile, Resources
 CHANNELS = {"shell": "shell", "iopub": "iopub", "stdin": "stdin-channel", "control": "control", "hb": "hb"}
 UNLIMITED = Resources(memory=None, processes=None)
 START = 60.0  # seconds until a sandbox must stand
+LINGER = 5.0  # seconds that the killed are given to be gone
+AGAIN = 0.01  # seconds between two tries to remove their cgroup
 MOST_NAMED = 20  # refused calls of one kernel that are named to others
 
 
@@ -578,12 +580,22 @@ class Sandbox:
         for path in self._paths:
             relays.unlink(path)
         if self.group is not None and self.zygote is not None:
-            self.zygote.cradle.when_left(self.group, partial(_end, self.group))
+            self.zygote.cradle.when_left(self.group, partial(self._end_group, self.group))
             self.group = None
         if self._uid is not None and self._shared.identities is not None:
             self._shared.translations.forget(self._uid)
             self._shared.identities.give_back(self._uid)
             self._uid = None
+
+    def _end_group(self, group: cgroup.Group, deadline: float = 0.0) -> None:
+        """The loop serves others while the last of its processes are dying."""
+        deadline = deadline or time.monotonic() + LINGER
+        group.kill()
+        try:
+            group.remove(patience=0)
+        except OSError:  # what is left goes with the supervisor, whose own group is above it
+            if time.monotonic() < deadline:
+                self._shared.loop.later(AGAIN, partial(self._end_group, group, deadline))
 
     def end_now(self) -> None:
         """Kill it, wait for its end, let go: for a supervisor that goes itself."""
@@ -617,11 +629,6 @@ def _is_socket(descriptor: int) -> bool:
         return False
     with socket.socket(fileno=os.dup(descriptor)) as one:
         return (one.family, one.type) == (socket.AF_INET, socket.SOCK_STREAM)
-
-
-def _end(group: cgroup.Group) -> None:
-    group.kill()
-    group.remove()
 
 
 def _close(descriptors: list[int]) -> None:

@@ -96,6 +96,7 @@ class Supervisor:
             self.loop, self.log, self.ledger, self.folder, relay, identities,
             self._call_name, self._taken, self._gone, self._ended,
         )  # fmt: skip
+        self.loop.reap_strangers(lambda: all(one.state != "asked" for one in self.sandboxes.values()))
         self.log.write("supervisor-started", host=self.host.to_wire())
         reply()
 
