@@ -161,6 +161,7 @@ def test_kernels_are_listed_and_ended_by_their_id(life: bool, ordinary: Ordinary
         assert {started, other} <= mine.keys()
         about = mine[started]
         assert (about["profile"], about["state"], about["refused"]) == ("standard", "running", {})
+        assert about["limits"] == {"memory": 2 << 30, "processes": 256, "cpu": None}
         assert bool(about["memory"]) == bool(about["processes"]) == (not about["weakened"])
         assert started[:12] in terminal("list").stdout
         done = terminal("kill", started)

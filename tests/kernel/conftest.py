@@ -69,10 +69,14 @@ class Server:
         return answer
 
     def refused(self, name: str = "kernel", overrides: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
+        return self.ask("start", name=name, **self.wanted(overrides, **values))
+
+    def wanted(self, overrides: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
+        """What a kernel is asked for with, where nothing else is said."""
         wanted = dict(overrides or {})
         if not self.cgroup:
             wanted["layers"] = {"cgroup": "prefer", **wanted.get("layers", {})}
-        return self.ask("start", name=name, overrides=wanted, **{"cwd": str(self.folder), "pool": self.pool, **values})
+        return {"overrides": wanted, "cwd": str(self.folder), "pool": self.pool, **values}
 
     def run(self, code: str, name: str = "kernel", **values: Any) -> dict[str, Any]:
         return self.ask("run", name=name, code=code, **values)

@@ -23,6 +23,7 @@ import queue
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from jupyter_client.manager import KernelManager
@@ -32,6 +33,7 @@ logging.basicConfig(stream=log)
 managers: dict[str, KernelManager] = {}
 clients: dict[str, Any] = {}
 running: dict[str, str] = {}
+beginning: list[Future[str]] = []
 
 Deed = Callable[[dict[str, Any]], dict[str, Any]]
 deeds: dict[str, Deed] = {}
@@ -65,6 +67,38 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
     return {"pid": manager.provisioner.pid, "seconds": seconds, "key": key, "id": manager.kernel_id}
 
 
+@deed
+def begin(ask: dict[str, Any]) -> dict[str, Any]:
+    """Start a kernel in the background; returns when the supervisor has the request, with the kernel's id."""
+    known = {one["kernel"] for one in sandboxes()}
+    beginning.append(ThreadPoolExecutor(1).submit(lambda: refusal(ask)))
+    while not (new := {one["kernel"] for one in sandboxes()} - known):
+        assert not beginning[-1].done(), beginning[-1].result()
+    return {"id": new.pop()}
+
+
+@deed
+def begun(ask: dict[str, Any]) -> dict[str, Any]:
+    """How the start that began last has ended."""
+    return {"error": beginning.pop().result(30)}
+
+
+def refusal(ask: dict[str, Any]) -> str:
+    try:
+        start(ask)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+@deed
+def forget(ask: dict[str, Any]) -> dict[str, Any]:
+    """As whoever gives a kernel up."""
+    from isolated_python.engine import client
+
+    return client.current().ask("forget", kernel=ask["id"]).result(10)
+
+
 def prime(like: KernelManager, ask: dict[str, Any]) -> None:
     """Start one of the same kind and end it, and wait until another of that kind stands."""
     known = [kernel["kernel"] for kernel in waiting()]
@@ -78,10 +112,14 @@ def prime(like: KernelManager, ask: dict[str, Any]) -> None:
 
 
 def waiting() -> list[dict[str, Any]]:
+    return [kernel for kernel in sandboxes() if kernel["state"] == "waiting"]
+
+
+def sandboxes() -> list[dict[str, Any]]:
     from isolated_python.engine import client
 
-    kernels = client.current().ask("list").result(10)["kernels"]
-    return [kernel for kernel in kernels if kernel["state"] == "waiting"]
+    found: list[dict[str, Any]] = client.current().ask("list").result(10)["kernels"]
+    return found
 
 
 @deed
@@ -160,7 +198,7 @@ def request(ask: dict[str, Any]) -> dict[str, Any]:
     asked["header"].update(ask.get("header", {}))
     channel.send(asked)
     while True:
-        reply = channel.get_msg(timeout=30)
+        reply = channel.get_msg(timeout=ask.get("timeout", 30))
         if reply["parent_header"].get("msg_id") == asked["header"]["msg_id"]:
             return {"content": reply["content"]}
 

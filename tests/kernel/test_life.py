@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 import psutil
 from isolated_python.linux.cgroups import LEAF
@@ -103,55 +102,6 @@ def test_a_kernel_that_dies_as_it_starts_says_why_in_the_log(server: Server) -> 
     wrong = {"extra_arguments": ["--IPKernelApp.kernel_class=no.such.Kernel"]}
     assert "died" in server.refused(arguments=wrong)["error"]
     assert "No module named 'no'" in server.ask("logged")["text"]
-
-
-def test_a_killed_zygote_or_relay_is_replaced_without_losing_a_kernel(server: Server) -> None:
-    server.start("a")
-    server.text("x = 41", "a")
-    for word in ("launcher.zygote", "relay.broker"):
-        victim = one(server, word)
-        victim.send_signal(signal.SIGKILL)
-        psutil.wait_procs([victim], timeout=5)
-        assert "error" not in server.ask("ready", name="a")  # clients connect again by themselves
-        assert server.text("print(x + 1)", "a", timeout=20) == "42"
-    server.start("b")
-    assert server.text("print(1)", "b") == "1"
-
-
-def test_a_killed_init_ends_its_kernel_and_no_other(server: Server) -> None:
-    pid = server.start("a")["pid"]
-    server.start("b")
-    below = psutil.Process(pid).children(recursive=True)
-    os.kill(pid, signal.SIGKILL)
-    _, left = psutil.wait_procs(below, timeout=5)
-    assert not left
-    assert server.ask("ended", name="a")["status"] == -signal.SIGKILL
-    assert server.ask("alive", name="a") == {"alive": False}
-    assert server.text("print(1)", "b") == "1"
-
-
-def test_nothing_outlives_the_supervisor(server: Server) -> None:
-    server.start()
-    before = server.ask("supervisor")
-    below = psutil.Process(before["pid"]).children(recursive=True)
-    os.kill(before["pid"], signal.SIGKILL)
-    _, left = psutil.wait_procs(below, timeout=5)
-    assert not left
-    assert server.ask("alive", name="kernel") == {"alive": False}
-    assert server.ask("supervisor")["pid"] != before["pid"]  # and a new one serves who asks next
-    assert not os.path.exists(before["folder"])
-    assert not cgroups_of(before["pid"])
-
-
-def test_nothing_outlives_a_killed_server(server: Server) -> None:
-    server.start()
-    before = server.ask("supervisor")
-    below = server.ours()
-    server.process.send_signal(signal.SIGKILL)
-    _, left = psutil.wait_procs(below, timeout=5)
-    assert not left
-    assert not os.path.exists(before["folder"])
-    assert not cgroups_of(before["pid"])
 
 
 def test_nothing_is_left_after_a_shutdown(server: Server) -> None:

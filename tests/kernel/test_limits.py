@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import select
-import signal
 import time
 from pathlib import Path
 
@@ -133,44 +131,6 @@ def test_a_stopped_kernel_leaves_no_group(limited: Server) -> None:
     limited.text(code)
     limited.ask("stop", name="kernel", now=True)
     assert not any(folder.exists() for folder in folders.values())
-
-
-@pytest.mark.parametrize("victim", ["kernel", "init", "zygote", "relay", "supervisor", "server"])
-def test_no_group_outlives_whom_it_was_made_for(limited: Server, victim: str) -> None:
-    """kill -9 of each of our processes: what is over has no group any more, and what goes on has."""
-    init = limited.start("a")["pid"]
-    other = limited.start("b")["pid"]
-    limited.text("x = 1", "b")
-    supervisor = limited.ask("supervisor")["pid"]
-    (kernel,) = psutil.Process(init).children()
-    # Who is forked from the zygote has its command line.
-    below = [child for child in psutil.Process(supervisor).children() if child.pid not in (init, other)]
-    (zygote,) = (child.pid for child in below if "launcher.zygote" in " ".join(child.cmdline()))
-    (relay,) = (child.pid for child in below if "relay.broker" in " ".join(child.cmdline()))
-    mine = group_of(init)
-    every = {path.parent for path in mine.values()}
-    pid = {
-        "kernel": kernel.pid,
-        "init": init,
-        "zygote": zygote,
-        "relay": relay,
-        "supervisor": supervisor,
-        "server": limited.process.pid,
-    }[victim]
-
-    os.kill(pid, signal.SIGKILL)
-
-    if victim in ("zygote", "relay"):
-        for name in ("a", "b"):
-            assert "error" not in limited.ask("ready", name=name)  # clients connect again by themselves
-        assert all(folder.exists() for folder in mine.values())
-    elif victim in ("kernel", "init"):
-        assert limited.ask("ended", name="a")["status"] == -signal.SIGKILL
-        assert not left_after(5, {*mine.values()})
-    else:
-        assert not left_after(5, every)
-    if victim not in ("supervisor", "server"):
-        assert limited.text("print(x)", "b") == "1"
 
 
 def test_a_killed_mover_is_replaced(limited: Server) -> None:

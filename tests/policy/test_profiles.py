@@ -50,7 +50,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"resources": {"processes": 0}}, "whole number"),
     ({"resources": {"processes": True}}, "whole number"),
     ({"resources": []}, "not a table"),
-    ({"resources": {"idle": "1 h"}}, "cannot be watched yet"),
     ({"network": {"reach": ["*.com"]}}, "too broad"),
     ({"network": {"reach": ["*"]}}, "too broad"),
     ({"network": {"reach": ["10.0.0.1"]}}, "an address"),

@@ -109,3 +109,18 @@ def test_a_small_message_crosses_whole_or_not_at_all() -> None:
     assert walk.feed(one[:-1]) == b""
     assert walk.between
     assert walk.feed(one[-1:]) == one
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(0, 300)), max_size=12), st.integers(1, 2000))
+@settings(max_examples=100, deadline=None)
+def test_a_message_that_is_kept_back_leaves_no_trace_between_its_neighbours(
+    asked: list[tuple[bool, int, int]], size: int
+) -> None:
+    frames = [
+        (kept_back, [b"no" if kept_back else b"yes", *[b"x" * length] * count]) for kept_back, count, length in asked
+    ]
+    stream = b"".join(message(*one) + message(b"yes") for _, one in frames)
+    walk = shaken(inspect=lambda one: one[0] == b"no")
+    out = b"".join(walk.feed(stream[place : place + size]) for place in range(0, len(stream), size))
+    assert out == b"".join((b"" if kept_back else message(*one)) + message(b"yes") for kept_back, one in frames)
+    assert walk.between

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import os
 import selectors
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Do]] = []
         self._numbers = itertools.count()
+        self._known: set[int] = set()  # children whose end somebody waits for
+        self._strangers: Callable[[], bool] | None = None
+        self._deaths = False  # of children, since we looked last
 
     def listen(self, descriptor: Any, do: Do) -> None:
         """Call `do` whenever there is something to read."""
@@ -37,9 +41,11 @@ class Loop:
     def at_end(self, pid: int, do: Do) -> int:
         """Call `do` when the child `pid` has ended. Returns its pidfd, which is closed afterwards, and it reaped."""
         pidfd = os.pidfd_open(pid)
+        self._known.add(pid)
 
         def ended() -> None:
             self.ignore(pidfd)
+            self._known.discard(pid)
             try:
                 do()
             finally:
@@ -61,6 +67,36 @@ class Loop:
 
         pidfd = self.at_end(pid, ended)
 
+    def reap_strangers(self, may: Callable[[], bool]) -> None:
+        """Reap also children that `at_end` was never told of, whenever `may()` says that none can be told of still.
+
+        They are what a zygote's child was that died before its first word, and orphans, whom a subreaper adopts.
+        """
+        self._strangers = may
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+
+        def died() -> None:
+            os.read(wake_read, 4096)
+            self._deaths = True
+
+        self.listen(wake_read, died)
+
+    def _reap(self) -> None:
+        """One whom somebody waits for hides the others until it is reaped, and that is the end of another child."""
+        while self._strangers is not None and self._strangers():
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                found = None
+            if found is None:
+                self._deaths = False
+                return
+            if found.si_pid in self._known:
+                return
+            os.waitid(os.P_PID, found.si_pid, os.WEXITED)
+
     def run(self) -> None:
         """For ever. What is called may raise SystemExit."""
         while True:
@@ -70,3 +106,5 @@ class Loop:
                     key.data()
             while self._timers and self._timers[0][0] <= time.monotonic():
                 heapq.heappop(self._timers)[2]()
+            if self._deaths:
+                self._reap()

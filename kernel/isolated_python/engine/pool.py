@@ -14,6 +14,7 @@ from typing import Any
 
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.sandbox import Sandbox
+from isolated_python.engine.usage import machine_memory
 
 ADAPTIVE = -1  # as many as were asked for within MEMORY, and at least one
 MEMORY = 60.0  # seconds
@@ -121,7 +122,6 @@ class Pool:
 
 
 def available() -> float:
-    """The part of the machine's memory that is free or could be. proc(5), linux 3.14"""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        found = {line.split(":")[0]: int(line.split()[1]) for line in file}
-    return found["MemAvailable"] / found["MemTotal"]
+    """The part of the machine's memory that is free or could be."""
+    total, free = machine_memory()
+    return free / total

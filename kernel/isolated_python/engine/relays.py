@@ -29,6 +29,7 @@ EVENTS: dict[str, dict[str, type]] = {
     "refused": {"kernel": str, "channel": str, "rule": str, "count": int},
     "activity": {"kernel": str, "msg_id": str},
     "idle": {"kernel": str},
+    "usage": {"kernel": str},
 }
 LONGEST = 200  # characters of a text that it tells
 
@@ -134,7 +135,9 @@ class Relay:
             door.key = key
             return
         # jupyter_client unlinks the sockets of a manager at its restart; clients look for them at the same place.
-        self.close(name)
+        # The relay takes the new door for the old: what it keeps for the next cell of this kernel is not lost.
+        if door is not None:
+            _remove(door)
         paths = [f"{self._clients}/{prefix}-{number}" for number in (1, 2, 3, 4, 5)]
         door = self._doors[name] = Door(key, channels, [], paths)
         for path in paths:
@@ -149,9 +152,7 @@ class Relay:
         door = self._doors.pop(name, None)
         if door is not None:
             self.ask("close", name)
-            for one, path in zip(door.listeners, door.paths, strict=True):
-                one.close()
-                unlink(path)
+            _remove(door)
 
     def detach(self, name: str) -> None:
         """Its kernel has gone; the door stays for the next."""
@@ -174,6 +175,12 @@ class Relay:
         for name in [*self._doors]:
             self.close(name)
         self._socket.close()
+
+
+def _remove(door: Door) -> None:
+    for one, path in zip(door.listeners, door.paths, strict=True):
+        one.close()
+        unlink(path)
 
 
 def understood(message: Event) -> Event:

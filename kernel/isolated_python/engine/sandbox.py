@@ -16,7 +16,7 @@ from typing import Any
 
 from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import LONGEST, Log
-from isolated_python.engine import reasons, relays, workspace
+from isolated_python.engine import reasons, relays, usage, workspace
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.refusals import Refusals
@@ -36,6 +36,8 @@ from isolated_python.policy.profile import Profile, Resources
 CHANNELS = {"shell": "shell", "iopub": "iopub", "stdin": "stdin-channel", "control": "control", "hb": "hb"}
 UNLIMITED = Resources(memory=None, processes=None)
 START = 60.0  # seconds until a sandbox must stand
+LINGER = 5.0  # seconds that the killed are given to be gone
+AGAIN = 0.01  # seconds between two tries to remove their cgroup
 MOST_NAMED = 20  # refused calls of one kernel that are named to others
 
 
@@ -82,6 +84,11 @@ class Sandbox:
         self.zygote: Zygote | None = None  # of which it is a child
         self.cell = ""  # msg_id of the cell that ran last
         self._met = cgroup.Events(0, 0, 0)  # what it has met of its limits, as far as it was told
+        self.used = True  # by somebody; else it cannot be idle
+        self.idle = False  # that was its end
+        self._talked = 0.0  # when somebody said something last, or a cell ended
+        self._busy = False  # a cell runs
+        self._measured = (self.began, 0.0)  # when its CPU time was told last, and how much that was
         self._uid: int | None = None
         self._descriptors: dict[str, int] = {}
         self._paths: list[str] = []  # of the kernel's own listeners, in the folder that only the relay may enter
@@ -253,7 +260,8 @@ class Sandbox:
                     self._shared.relay.ask("sockets", self.name, descriptors)
                 else:
                     self._targeted = True
-                    self._shared.relay.ask("target", self.name, descriptors, kind="inet", ports=self._order["ports"])
+                    ports, known = self._order["ports"], self.group is not None
+                    self._shared.relay.ask("target", self.name, descriptors, kind="inet", ports=ports, usage=known)
 
     def _born(self) -> None:
         """The first message carries, by Linux's own word, the pid of its sender. unix(7), SCM_CREDENTIALS"""
@@ -294,6 +302,9 @@ class Sandbox:
             self._shared.loop.later(granted.wall_clock, lambda: self._deadline("resources.wall_clock", used))
         if granted.cpu_time is not None:
             self._shared.loop.later(1.0, self._watch_cpu)
+        self._talked = time.monotonic()
+        if granted.idle is not None:
+            self._shared.loop.later(granted.idle, self._watch_idle)
         who = {"kernel": self.name, "owner": self.owner, "profile": self.profile.name}
         self._shared.log.write(
             "kernel-started", **who, pid=self.pid, kernel_uid=self._uid, weakened=self.plan.notes,
@@ -400,7 +411,7 @@ class Sandbox:
             return
         if self._paths:
             paths = [os.path.basename(path) for path in self._paths]
-            self._shared.relay.ask("target", self.name, kind="unix", paths=paths)
+            self._shared.relay.ask("target", self.name, kind="unix", paths=paths, usage=self.group is not None)
         else:
             self._targeted = False
             self.give_sockets(16)
@@ -496,6 +507,34 @@ class Sandbox:
             soonest = (limit - used) / (os.cpu_count() or 1)
             self._shared.loop.later(min(max(soonest, 0.2), 5.0), self._watch_cpu)
 
+    def heard(self, *, busy: bool, cell: str = "") -> None:
+        """A client has said something, or a cell has ended."""
+        self._talked, self._busy = time.monotonic(), busy
+        self.cell = cell or self.cell
+        self.used = self.used or bool(cell)
+
+    def tell_usage(self) -> None:
+        """Answer a usage_request, by the relay, with what this sandbox uses and may use."""
+        if self.state == "running" and self.group is not None:
+            figures = usage.figures(self.group, self.profile.limits)
+            content, self._measured = usage.content(figures, self._measured)
+            self._shared.relay.ask("usage", self.name, content=content)
+
+    def _watch_idle(self) -> None:
+        limit = self.profile.resources.idle
+        if self.state != "running" or limit is None:
+            return
+        quiet = time.monotonic() - self._talked
+        if self._busy or not self.used or quiet < limit:
+            self._shared.loop.later(limit if self._busy or not self.used else limit - quiet, self._watch_idle)
+        else:
+            self.idle = True
+            self._limit("resources.idle", f"nobody asked anything of it for {limit:g} s")
+            self.fail(
+                f"the kernel was ended: nobody asked anything of it for {limit:g} s, and the profile "
+                f"{self.profile.name} keeps no kernel longer than that (resources.idle)"
+            )
+
     def _ended(self) -> None:
         """Process 1 has ended, and with it all the others. Say why, then let go."""
         found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
@@ -541,12 +580,22 @@ class Sandbox:
         for path in self._paths:
             relays.unlink(path)
         if self.group is not None and self.zygote is not None:
-            self.zygote.cradle.when_left(self.group, partial(_end, self.group))
+            self.zygote.cradle.when_left(self.group, partial(self._end_group, self.group))
             self.group = None
         if self._uid is not None and self._shared.identities is not None:
             self._shared.translations.forget(self._uid)
             self._shared.identities.give_back(self._uid)
             self._uid = None
+
+    def _end_group(self, group: cgroup.Group, deadline: float = 0.0) -> None:
+        """The loop serves others while the last of its processes are dying."""
+        deadline = deadline or time.monotonic() + LINGER
+        group.kill()
+        try:
+            group.remove(patience=0)
+        except OSError:  # what is left goes with the supervisor, whose own group is above it
+            if time.monotonic() < deadline:
+                self._shared.loop.later(AGAIN, partial(self._end_group, group, deadline))
 
     def end_now(self) -> None:
         """Kill it, wait for its end, let go: for a supervisor that goes itself."""
@@ -580,11 +629,6 @@ def _is_socket(descriptor: int) -> bool:
         return False
     with socket.socket(fileno=os.dup(descriptor)) as one:
         return (one.family, one.type) == (socket.AF_INET, socket.SOCK_STREAM)
-
-
-def _end(group: cgroup.Group) -> None:
-    group.kill()
-    group.remove()
 
 
 def _close(descriptors: list[int]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import Log
-from isolated_python.engine import relays, zygotes
+from isolated_python.engine import relays, usage, zygotes
 from isolated_python.engine.cradle import Cradle
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
@@ -49,6 +49,7 @@ class Supervisor:
         self.server = server
         self.loop = Loop()
         self.sandboxes: dict[str, Sandbox] = {}
+        self.idle: set[str] = set()  # kernels that were ended for it, and may be started again
         self.zygotes: dict[zygotes.Kind, zygotes.Zygote] = {}
         self.filters: dict[str, seccomp.Filter] = {}
         self.views: dict[str, tuple[view.Hidden, str]] = {"": ((), "")}  # digest → what is hidden, what the guard tells
@@ -95,6 +96,7 @@ class Supervisor:
             self.loop, self.log, self.ledger, self.folder, relay, identities,
             self._call_name, self._taken, self._gone, self._ended,
         )  # fmt: skip
+        self.loop.reap_strangers(lambda: all(one.state != "asked" for one in self.sandboxes.values()))
         self.log.write("supervisor-started", host=self.host.to_wire())
         reply()
 
@@ -137,6 +139,9 @@ class Supervisor:
             sandbox = Sandbox(self.shared, request, profile, made, reply)
             begin = partial(sandbox.start, [*descriptors], lambda: self._zygote(request, profile, made))
         self.sandboxes[name] = sandbox
+        # What a server starts in the place of an idle kernel stays until a cell has run in it: or both would never end.
+        sandbox.used = name not in self.idle
+        self.idle.discard(name)
         self.weights.begin()
         try:
             begin()
@@ -171,27 +176,25 @@ class Supervisor:
             sandbox.forget()
         self.shared.relay.close(request["kernel"])
         self.ledger.end(request["kernel"])
+        self.idle.discard(request["kernel"])
         reply()
 
     def report(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         """What runs, PAGE at a time from the number `start` on: an answer has a bound, and a site many kernels."""
-        kernels, start = [], int(request.get("start", 0))
-        for sandbox in [*self.sandboxes.values()][start : start + PAGE]:
-            usage = sandbox.group.usage() if sandbox.group is not None else None
-            kernels.append(
-                {
-                    "kernel": sandbox.name,
-                    "profile": sandbox.profile.name,
-                    "state": sandbox.state,
-                    "seconds": round(time.monotonic() - sandbox.began, 1),
-                    "memory": usage.memory if usage else None,
-                    "processes": usage.processes if usage else None,
-                    "cpu_seconds": usage.cpu_seconds if usage else None,
-                    "cpu_weight": sandbox.weight,
-                    "weakened": sandbox.plan.notes,
-                    "refused": sandbox.refused_most,
-                }
-            )
+        start = int(request.get("start", 0))
+        kernels = [
+            {
+                "kernel": sandbox.name,
+                "profile": sandbox.profile.name,
+                "state": sandbox.state,
+                "seconds": round(time.monotonic() - sandbox.began, 1),
+                **usage.figures(sandbox.group, sandbox.profile.limits),
+                "cpu_weight": sandbox.weight,
+                "weakened": sandbox.plan.notes,
+                "refused": sandbox.refused_most,
+            }
+            for sandbox in [*self.sandboxes.values()][start : start + PAGE]
+        ]
         reply(kernels=kernels, total=len(self.sandboxes))
 
     REQUESTS: ClassVar[dict[str, Callable[..., None]]] = {
@@ -394,9 +397,12 @@ class Supervisor:
                     "relay-refused", name, f"{event['channel']} {event['rule']}", event["count"], **what, **about
                 )
             case "activity" if sandbox is not None:
-                sandbox.cell = event["msg_id"] or sandbox.cell
+                sandbox.heard(busy=True, cell=event["msg_id"])
             case "idle" if sandbox is not None:
+                sandbox.heard(busy=False)
                 sandbox.look()
+            case "usage" if sandbox is not None:
+                sandbox.tell_usage()
 
     def _relay_replaced(self) -> None:
         for sandbox in self.sandboxes.values():
@@ -408,6 +414,8 @@ class Supervisor:
         self.pool.gone(sandbox)
 
     def _ended(self, sandbox: Sandbox, status: int, reason: str) -> None:
+        if sandbox.idle:
+            self.idle.add(sandbox.name)
         event = {"event": "ended", "kernel": sandbox.name, "status": status, "reason": reason, "words": sandbox.words}
         self._tell_server(event)
 

@@ -214,7 +214,7 @@ def amount(key: str, value: Any) -> str:
         return "everything" if key == "display" else "unlimited"
     if key in ("memory", "file_size", "tmp", "shm", "output", "message", "output_rate"):
         return f"{value / MiB:g} MiB"
-    if key in ("cpu_time", "wall_clock"):
+    if key in ("cpu_time", "wall_clock", "idle"):
         return f"{value:g} s"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))

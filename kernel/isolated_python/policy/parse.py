@@ -314,10 +314,6 @@ def check(profile: Profile) -> None:
             f"resources.memory, {granted.memory >> 20} MiB",
             remedy="they are counted as memory: make them smaller or the memory larger",
         )
-    if granted.idle is not None:
-        raise ProfileError(
-            "resources.idle cannot be watched yet", remedy="remove the key; the server's own culling ends idle kernels"
-        )
     if profile.files.changes == "keep" and profile.files.workspace != "copy-on-write":
         raise ProfileError(
             f'files.changes = "keep" means nothing where files.workspace is {profile.files.workspace}',

@@ -74,7 +74,7 @@ class Resources:
     cpu: float | None = None  # cores
     cpu_time: float | None = None  # seconds of CPU, all processes together
     wall_clock: float | None = None  # seconds from start
-    idle: float | None = None  # seconds without a message from a client
+    idle: float | None = None  # seconds in which no cell runs and no client says anything
     file_size: int | None = None  # bytes, one file
     open_files: int = 4096  # descriptors of one process
     tmp: int = 512 * MiB  # bytes of /tmp and the home folder together

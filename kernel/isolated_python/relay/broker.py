@@ -11,12 +11,13 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from isolated_python.errors import ProtocolError
 from isolated_python.linux import packets
 from isolated_python.relay.confine import confine
-from isolated_python.relay.messages import Cells
+from isolated_python.relay.messages import Cells, asks_for_usage
 from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, WAITING, Bounds, Refused
 from isolated_python.relay.zmtp import Inspect, Walk
 
@@ -31,6 +32,7 @@ EACH = 0.1  # seconds between two records of activity
 SQUEEZE = 10.0  # seconds that a message of ours waits for a gap between two of the kernel's
 AGAIN = 0.01  # seconds between two looks for one
 NOTICES = 3  # that are kept for the next cell
+CURIOUS = 16  # requests of what a kernel uses that wait for the supervisor's answer
 SPLICE_FROM = 1 << 17  # bytes left of a body, from which it is moved without being copied
 
 
@@ -48,7 +50,10 @@ class End:
         self.piped = 0  # bytes from here that lie in the pipe, on their way to the other side
         kernel, channel = link.kernel, link.channel
         bounds = Bounds(channel, side, kernel.channels["message"], kernel.channels["frames"])
-        self.walk = Walk(bounds, kernel.inspections.get((channel, side)))
+        inspect = kernel.inspections.get((channel, side))
+        if (channel, side) == ("control", CLIENT):
+            inspect = partial(kernel.ordered, link)
+        self.walk = Walk(bounds, inspect)
         self.spent_bytes = self.spent_messages = 0
         self.window = 0.0
 
@@ -81,9 +86,10 @@ class Kernel:
         self.told: dict[str, list[float]] = {}
         self.wanted = self.busy = False
         self.last_activity = 0.0
+        self.curious: list[tuple[Link, list[bytes]]] = []  # who wants to know what this kernel uses, and how they asked
+        self.told_usage = 0.0
         self.inspections: dict[tuple[str, str], Inspect] = {
             ("shell", CLIENT): self.asked,
-            ("control", CLIENT): self.spoken,
             ("stdin", CLIENT): self.spoken,
             ("iopub", KERNEL): self.published,
             ("stdin", KERNEL): self.prompted,
@@ -102,11 +108,19 @@ class Kernel:
         """A client has sent a message on another channel."""
         self._active("")
 
+    def ordered(self, link: Link, frames: list[bytes]) -> bool:
+        """A client has sent a message on control. True: it is for us to answer, and nobody's word to the kernel."""
+        if self.target is not None and self.target.get("usage") and asks_for_usage(frames):
+            self.broker.wonder(self, link, frames)
+            return True
+        self._active("")
+        return False
+
     def published(self, frames: list[bytes]) -> None:
         """The kernel has sent a message on iopub."""
         if self.cells.published(frames):
             self.busy = False
-            self.broker.tell({"event": "idle", "kernel": self.name})
+            self.broker.tell_of(self, "")
 
     def prompted(self, frames: list[bytes]) -> None:
         """The kernel asks a person for input: not where every client has said that nobody is there."""
@@ -119,7 +133,7 @@ class Kernel:
         if (cell and not self.busy) or now - self.last_activity > EACH:
             self.last_activity = now
             self.busy = self.busy or bool(cell)
-            self.broker.tell({"event": "activity", "kernel": self.name, "msg_id": cell})
+            self.broker.tell_of(self, cell)
 
 
 class Broker:
@@ -142,7 +156,11 @@ class Broker:
             listeners = [socket.socket(fileno=number) for number in descriptors]
             for listener in listeners:
                 listener.setblocking(False)
-            self.kernels[name] = Kernel(self, name, order, listeners)
+            before = self.kernels.pop(name, None)
+            new = self.kernels[name] = Kernel(self, name, order, listeners)
+            if before is not None:
+                self.shut(before)
+                new.notices = before.notices
             return
         kernel = self.kernels.get(name)
         if kernel is None:
@@ -158,22 +176,34 @@ class Broker:
             kernel.wanted = False
         elif verb == "detach":
             self.detach(kernel)
-        elif verb == "insert":
+        elif verb == "close":
+            del self.kernels[name]
+            self.shut(kernel)
+        else:
+            self.say(kernel, verb, order)
+
+    def say(self, kernel: Kernel, verb: str, order: dict[str, Any]) -> None:
+        """What clients are to hear from us."""
+        if verb == "insert":
             self.insert(kernel, order, time.monotonic() + FAREWELL)
         elif verb == "notice":
             self.notice(kernel, str(order["text"]))
-        elif verb == "close":
-            self.detach(kernel)
-            for listener in kernel.listeners:
-                listener.close()
-            del self.kernels[name]
+        elif verb == "usage":
+            self.answer(kernel, order["content"])
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Never waits: a supervisor that does not listen loses what it would have been told."""
+    def tell(self, message: dict[str, Any]) -> bool:
+        """Never waits: a supervisor that does not listen loses what it would have been told. False: it was lost."""
         try:
             socket.send_fds(self.control, [_encoded(message)], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except BlockingIOError:
-            pass
+            return False
+        return True
+
+    def tell_of(self, kernel: Kernel, cell: str) -> None:
+        """That somebody is here, and whether a cell runs; until it was heard, since an idle kernel is ended."""
+        about = {"event": "activity", "msg_id": cell} if kernel.busy else {"event": "idle"}
+        if not self.tell({**about, "kernel": kernel.name}):
+            self._later(AGAIN, lambda: self.tell_of(kernel, cell))
 
     def detach(self, kernel: Kernel) -> None:
         """The kernel is gone: nobody is served until there is another. New connections wait in the backlog."""
@@ -185,7 +215,12 @@ class Broker:
             self.close(link)
         for number in kernel.sockets:
             os.close(number)
-        kernel.sockets, kernel.cells, kernel.busy = [], Cells(), False
+        kernel.sockets, kernel.cells, kernel.busy, kernel.curious = [], Cells(), False, []
+
+    def shut(self, kernel: Kernel) -> None:
+        self.detach(kernel)
+        for listener in kernel.listeners:
+            listener.close()
 
     def insert(self, kernel: Kernel, order: dict[str, Any], deadline: float) -> None:
         """Tell the running cell why its kernel died, after all that the kernel said; where none runs, tell the next."""
@@ -214,13 +249,37 @@ class Broker:
         else:
             self.tell({"event": "inserted", "kernel": kernel.name})
 
+    def wonder(self, kernel: Kernel, link: Link, frames: list[bytes]) -> None:
+        """A client asks what a kernel uses: so do we ask the supervisor, now and then, for all who want to know."""
+        if len(kernel.curious) >= CURIOUS:
+            self.refuse(kernel, "control", "usage requests")
+            return
+        kernel.curious.append((link, frames))
+        if len(kernel.curious) == 1:
+            wait = max(0.0, kernel.told_usage + EACH - time.monotonic())
+            self._later(wait, lambda: self._ask_for_usage(kernel))
+
+    def _ask_for_usage(self, kernel: Kernel) -> None:
+        if kernel.curious and not self.tell({"event": "usage", "kernel": kernel.name}):
+            self._later(AGAIN, lambda: self._ask_for_usage(kernel))
+
+    def answer(self, kernel: Kernel, content: dict[str, Any]) -> None:
+        curious, kernel.curious, kernel.told_usage = kernel.curious, [], time.monotonic()
+        deadline = kernel.told_usage + SQUEEZE
+        for link, frames in curious:
+            before, reply, after = kernel.cells.usage(kernel.key, frames, content)
+            self._publish(kernel, before, deadline)
+            self._squeeze_in(link, reply, deadline)
+            self._publish(kernel, after, deadline)
+
     def notice(self, kernel: Kernel, text: str) -> None:
         """Tell the running cell something on its standard error; where none runs, tell the next one."""
         if kernel.cells.running is None:
             kernel.notices = [*kernel.notices, text][-NOTICES:]
             return
-        said = kernel.cells.notice(kernel.key, text)
-        deadline = time.monotonic() + SQUEEZE
+        self._publish(kernel, kernel.cells.notice(kernel.key, text), time.monotonic() + SQUEEZE)
+
+    def _publish(self, kernel: Kernel, said: bytes, deadline: float) -> None:
         for link in [*kernel.links]:
             if link.channel == "iopub":
                 self._squeeze_in(link, said, deadline)

@@ -16,45 +16,60 @@ LONGEST_ID = 64  # characters of a message's id that we repeat to others
 # Of a request's header, what is repeated as the parent of a kernel's last word: texts, up to this length each.
 HEADER = ("msg_id", "msg_type", "session", "username", "date", "version", "subshell_id")
 LONGEST = 1000  # characters
+MOST = 1000  # cells that wait in one kernel, before the oldest is forgotten
 
 
 class Cells:
     """Follows the cells of one kernel: asked on shell, busy until iopub says idle."""
 
     def __init__(self) -> None:
-        self.running: dict[str, str] | None = None  # the header of the request
+        self.open: dict[str, dict[str, str]] = {}  # msg_id → header of each request that has not ended, oldest first
         self.topic, self.session = b"kernel", ""
         self.forbidden: bool | None = None  # prompts: every cell so far was asked for without; None: no cell so far
+
+    @property
+    def running(self) -> dict[str, str] | None:
+        """The header of the oldest request: those that were asked after it wait."""
+        return next(iter(self.open.values()), None)
 
     def asked(self, frames: list[bytes]) -> str:
         """A message of a client on shell. Returns its id if it is a cell, else an empty string."""
         header = _part(frames, 2)
         if header.get("msg_type") != "execute_request":
             return ""
-        self.running = {name: header[name] for name in HEADER if _is_text(header.get(name))}
+        kept = {name: header[name] for name in HEADER if _is_text(header.get(name))}
+        self.open[kept.get("msg_id", "")] = kept
+        if len(self.open) > MOST:
+            del self.open[next(iter(self.open))]
         # In a large request the content is not seen. What was allowed once a cell may use later, from a thread.
         self.forbidden = self.forbidden is not False and _part(frames, 5).get("allow_stdin", True) is False
-        return printable(self.running.get("msg_id", ""))
+        return printable(kept.get("msg_id", ""))
 
     def published(self, frames: list[bytes]) -> bool:
-        """A message of the kernel on iopub. True: the running cell has ended."""
+        """A message of the kernel on iopub. True: a cell has ended, and no other is running or waits."""
         if not frames or not frames[0].endswith(b".status"):
             return False
         self.topic = frames[0][: -len(b".status")][:200]
         session = _part(frames, 2).get("session")
         self.session = session[:100] if isinstance(session, str) else ""
         parent, content = _part(frames, 3), _part(frames, 5)
-        running = self.running
-        if running is None or content.get("execution_state") != "idle":
+        if content.get("execution_state") != "idle" or parent.get("msg_type") != "execute_request":
             return False
-        if parent.get("msg_id") == running.get("msg_id"):
-            self.running = None
-            return True
-        return False
+        ended = parent.get("msg_id")
+        if isinstance(ended, str) and ended in self.open:
+            line = _line(self.open[ended])
+            for name in [*self.open]:
+                # Messages of iopub can be lost: what one client asked before in the same subshell has ended, too.
+                if _line(self.open[name]) == line:
+                    del self.open[name]
+                if name == ended:
+                    break
+        return not self.open
 
     def epitaph(self, key: str, ename: str, evalue: str, traceback: list[str]) -> bytes:
         """What the running cell is told, as frames: an error, then that it is idle."""
-        parent, self.running = self.running or {}, None
+        parent = self.running or {}
+        self.open.clear()
         error = {"ename": ename, "evalue": evalue, "traceback": traceback}
         return self._message(key, parent, "error", error) + self._message(
             key, parent, "status", {"execution_state": "idle"}
@@ -65,7 +80,18 @@ class Cells:
         content = {"name": "stderr", "text": f"Isolated Python: {text}\n"}
         return self._message(key, self.running or {}, "stream", content)
 
-    def _message(self, key: str, parent: dict[str, Any], kind: str, content: dict[str, Any]) -> bytes:
+    def usage(self, key: str, request: list[bytes], content: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
+        """The answer to a usage_request, as frames; and what iopub says before and after it."""
+        header = _part(request, 2)
+        parent = {name: header[name] for name in HEADER if _is_text(header.get(name))}
+        before, after = (self._message(key, parent, "status", {"execution_state": state}) for state in ("busy", "idle"))
+        route = request[: request.index(DELIMITER)]  # of a client that is no DEALER
+        return before, self._message(key, parent, "usage_reply", content, route), after
+
+    def _message(
+        self, key: str, parent: dict[str, Any], kind: str, content: dict[str, Any], route: list[bytes] | None = None
+    ) -> bytes:
+        """The frames of a message. `route`: what stands before it, on other channels than iopub."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
         header = {
             "msg_id": os.urandom(16).hex(),
@@ -80,8 +106,14 @@ class Cells:
         for part in parts:
             sign.update(part)
         signature = sign.hexdigest().encode() if key else b""
-        frames = [self.topic + b"." + kind.encode(), DELIMITER, signature, *parts]
+        if route is None:
+            route = [self.topic + b"." + kind.encode()]
+        frames = [*route, DELIMITER, signature, *parts]
         return b"".join(zmtp.frame(body, more=body is not frames[-1]) for body in frames)
+
+
+def asks_for_usage(frames: list[bytes]) -> bool:
+    return DELIMITER in frames and _part(frames, 2).get("msg_type") == "usage_request"
 
 
 def _part(frames: list[bytes], place: int) -> dict[str, Any]:
@@ -91,6 +123,11 @@ def _part(frames: list[bytes], place: int) -> dict[str, Any]:
     except (ValueError, IndexError, RecursionError):
         return {}
     return part if isinstance(part, dict) else {}
+
+
+def _line(header: dict[str, str]) -> tuple[str | None, str | None]:
+    """Cells of one line end in the order in which they were asked."""
+    return header.get("session"), header.get("subshell_id")
 
 
 def _is_text(value: object) -> bool:

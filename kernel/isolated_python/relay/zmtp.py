@@ -14,14 +14,14 @@ GREETING = 64
 MORE, LONG, COMMAND = 1, 2, 4
 NULL = b"NULL".ljust(20, b"\0")
 
-Inspect = Callable[[list[bytes]], None]
+Inspect = Callable[[list[bytes]], bool | None]
 
 
 class Walk:
     """One direction of one connection.
 
     `inspect` is called with the frames of every message that is small enough to be held whole, and with the first
-    frames of one that is not, which may be none. What it refuses does not go on.
+    frames of one that is not, which may be none. What it refuses does not go on, nor a whole one where it returns True.
     """
 
     def __init__(self, bounds: Bounds, inspect: Inspect | None = None) -> None:
@@ -120,8 +120,9 @@ class Walk:
             elif self.inspect is not None:
                 self.seen.append(bytes(held[body : body + length]))
             self.scanned = body + length
-            if not flags & MORE:
-                self._end()
+            if not flags & MORE and self._end():
+                del held[through : self.scanned]
+                self.scanned = through
             if self.torn or not flags & MORE:
                 through = self.scanned
         out = bytes(held[:through])
@@ -150,12 +151,13 @@ class Walk:
             self.inspect(self.seen)
         self.torn, self.seen = True, []
 
-    def _end(self) -> None:
-        if self.inspect is not None and not self.torn:
-            self.inspect(self.seen)
+    def _end(self) -> bool:
+        """The end of a message. True: it is not to go on."""
+        kept_back = self.inspect is not None and not self.torn and bool(self.inspect(self.seen))
         self.frames = self.size = 0
         self.torn, self.seen = False, []
         self.messages += 1
+        return kept_back
 
     def _command(self, body: bytes) -> None:
         name = body[1 : 1 + body[0]] if body else b""

@@ -1,0 +1,127 @@
+"""kill -9 of each of our processes in turn: what should go goes within seconds, nothing is left, all else goes on."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.kernel.conftest import Server, cgroups_of, outlive, watched
+
+SOON = 5.0  # seconds
+ONE = {"kernel", "init"}  # victims whose kernel ends, and no other
+REPLACED = {"zygote", "relay", "joiner"}  # victims that no kernel misses
+
+
+def soon(what: Callable[[], Any], wanted: Any) -> None:
+    """Waits until it is as wanted, at most so long; nobody tells of the removal of a folder."""
+    end = time.monotonic() + SOON
+    while what() != wanted and time.monotonic() < end:
+        select.poll().poll(20)
+    assert what() == wanted
+
+
+def processes(server: Server, *inits: int) -> dict[str, int]:
+    """Of our own processes, the pid by name; `inits` are those of kernels."""
+    supervisor = psutil.Process(server.ask("supervisor")["pid"])
+    found = {"server": server.process.pid, "supervisor": supervisor.pid}
+    for child in supervisor.children():
+        words = " ".join(child.cmdline())
+        if child.pid not in inits:  # who is forked from the zygote has its command line, and so has the joiner
+            name = {"launcher.zygote": "zygote", "relay.broker": "relay", "engine.supervisor": "joiner"}
+            found[next(name[word] for word in name if word in words)] = child.pid
+    return found
+
+
+def left(pid: int, folder: str) -> dict[str, Any]:
+    """What there is of a supervisor, by kind."""
+    try:
+        one = psutil.Process(pid)
+        return {
+            "children": len(one.children()),
+            "zombies": [child.pid for child in one.children() if child.status() == psutil.STATUS_ZOMBIE],
+            "descriptors": one.num_fds(),
+            "mounts": len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()),
+            "sockets": sorted(len(os.listdir(f"{folder}/{part}")) for part in ("clients", "kernels")),
+            "cgroups": len(cgroups_of(pid)),
+        }
+    except (psutil.Error, OSError):  # it has gone, or is just going
+        return {"folder": os.path.exists(folder), "cgroups": cgroups_of(pid)}
+
+
+@pytest.mark.parametrize("victim", ["kernel", "init", "zygote", "relay", "joiner", "supervisor", "server"])
+def test_who_is_killed_takes_along_what_hangs_on_it_and_nothing_else(server: Server, victim: str) -> None:
+    server.start("b")
+    where = server.ask("supervisor")
+    supervisor, folder = where["pid"], where["folder"]
+    server.text("x = 41", "b")
+    alone = left(supervisor, folder)
+    init = server.start("a")["pid"]
+    # With a child in a session of its own that listens to no signal.
+    stubborn = "import os, signal\nif not os.fork(): os.setsid(); signal.signal(15, signal.SIG_IGN); signal.pause()"
+    server.text(stubborn, "a")
+    both = left(supervisor, folder)
+    kernel = psutil.Process(init).children()[0]
+    inside = watched([psutil.Process(init), *psutil.Process(init).children(recursive=True)])
+    everybody = watched(server.ours())
+    inits = [one.pid for one in psutil.Process(supervisor).children() if one.children()]
+    pids = {**processes(server, *inits), "kernel": kernel.pid, "init": init}
+
+    os.kill(pids[victim], signal.SIGKILL)
+
+    if victim in ONE:
+        assert not outlive(inside, SOON)
+        assert server.ask("ended", name="a")["status"] == -signal.SIGKILL
+        assert server.ask("alive", name="a") == {"alive": False}
+        server.ask("stop", name="a", now=True)
+        soon(lambda: left(supervisor, folder), alone)
+    elif victim in REPLACED:
+        for name in ("a", "b"):
+            assert "error" not in server.ask("ready", name=name)  # clients connect again by themselves
+        server.text("print(os.getpid())", "a")
+        server.start("c")
+        assert server.text("print(1)", "c") == "1"
+        server.ask("stop", name="c", now=True)
+        soon(lambda: left(supervisor, folder), both)
+    else:
+        assert not outlive(everybody, SOON)
+        soon(lambda: left(supervisor, folder), {"folder": False, "cgroups": []})
+    if victim == "supervisor":
+        assert server.ask("alive", name="b") == {"alive": False}
+        server.start("c")  # by another
+        assert server.text("print(1)", "c") == "1"
+    elif victim != "server":
+        assert server.text("print(x + 1)", "b") == "42"
+
+
+@pytest.mark.parametrize("then", ["given up", "killed"])
+def test_a_start_that_ends_before_its_kernel_is_born_leaves_nothing(server: Server, then: str) -> None:
+    """Its zygote has the order, and has not carried it out: the person gives up, or the zygote is killed."""
+    server.start("b")
+    where = server.ask("supervisor")
+    before = left(where["pid"], where["folder"])
+    inits = [one.pid for one in psutil.Process(where["pid"]).children() if one.children()]
+    zygote = processes(server, *inits)["zygote"]
+    os.kill(zygote, signal.SIGSTOP)
+    try:
+        begun = server.ask("begin", name="a", **server.wanted())["id"]
+        if then == "given up":
+            server.ask("forget", id=begun)
+        else:
+            os.kill(zygote, signal.SIGKILL)
+        assert "could not be started" in server.ask("begun")["error"]
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(zygote, signal.SIGCONT)
+    server.start("c")  # from the same zygote, or from another
+    server.ask("stop", name="c", now=True)
+    soon(lambda: left(where["pid"], where["folder"]), before)
+    assert server.text("print(1)", "b") == "1"
