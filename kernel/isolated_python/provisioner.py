@@ -24,7 +24,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Enum, Integer, Unicode, Union
 
-from isolated_python.engine import client, folders, interpreters
+from isolated_python.engine import client, folders, interpreters, places
 from isolated_python.engine.pool import ADAPTIVE
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
@@ -57,6 +57,10 @@ class IsolatedProvisioner(KernelProvisionerBase):
         [Enum(["off", "adaptive"]), Integer(min=0)],
         default_value="off",
         help="How many kernels stand ready before anybody asks: a number, as many as were asked for lately, or none.",
+    ).tag(config=True)
+    service = Unicode(
+        "auto",
+        help="The socket of this machine's privileged service; auto: where there is one and we are not root; off.",
     ).tag(config=True)
     overrides = Dict(help="What to change in the profile, in the tables of its file.").tag(config=True)
 
@@ -93,8 +97,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
         extra = kwargs.pop("extra_arguments", [])
         if self._kernel is not None and self._kernel.status is None:
             await self.kill()  # started a second time: the first is nobody's any more
-        self._client = await _off_loop(client.current)
-        await asyncio.wrap_future(self._client.hello)
+        self._client = await _off_loop(lambda: client.current(places.service(self.service)))
+        self._client.greeted(await asyncio.wrap_future(self._client.hello))
         # A restart keeps its sockets, unless the supervisor, and their folder with it, is another by now.
         self._name = self.kernel_id or secrets.token_hex(16)
         self._prefix = self._client.prefixes.setdefault(
@@ -132,8 +136,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
     async def _launch(self, cmd: list[str], kwargs: dict[str, Any], opened: list[int]) -> KernelConnectionInfo:
         assert self._client is not None
-        resolved = sources.load(self.profile, [("the configuration", self.overrides)] if self.overrides else [])
         self._cwd = os.path.abspath(kwargs.get("cwd") or os.getcwd())
+        resolved = await self._resolve()
         profile, empty = resolved.profile, ""
         workspace: list[int] = []
         if profile.files.workspace != "none":
@@ -156,7 +160,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 "start",
                 given,
                 kernel=self._name,
-                profile=profile.to_wire(),
+                **self._wanted(profile),
                 trees=trees,
                 view=self._client.see(view),
                 interpreter=interpreters.own_interpreter(),
@@ -178,6 +182,23 @@ class IsolatedProvisioner(KernelProvisionerBase):
         for note in answer["notes"]:
             self.log.warning("Isolated Python: weakened, as the profile %s allows: %s", profile.name, note)
         return self.connection_info
+
+    async def _resolve(self) -> sources.Resolved:
+        """The profile. The service takes nobody's word for one: it is told the name and the changes."""
+        assert self._client is not None
+        if not self._client.service:
+            return sources.load(self.profile, [("the configuration", self.overrides)] if self.overrides else [])
+        ask = self._client.ask("resolve", named=self.profile, overrides=self.overrides)
+        answer = await asyncio.wrap_future(ask)
+        return sources.Resolved(Profile.from_wire(answer["profile"]), tuple(answer["notes"]))
+
+    def _wanted(self, profile: Profile) -> dict[str, Any]:
+        """How the supervisor is asked for a kernel of this profile."""
+        assert self._client is not None
+        if not self._client.service:
+            return {"profile": profile.to_wire()}
+        files = {**self.overrides.get("files", {}), "workspace": profile.files.workspace}
+        return {"named": self.profile, "overrides": {**self.overrides, "files": files}, "root": ROOT}
 
     def _key(self) -> str:
         key = self.connection_info.get("key", b"")

@@ -24,6 +24,7 @@ COMMANDS = {
     "list": "List the sandboxes of your servers.",
     "kill": "End sandboxes by the beginning of their id.",
     "profile": "List, show and check profiles.",
+    "service": "Serve kernels to the unprivileged servers of this machine.",
     "modules": "Print the list of modules that notebooks need.",
     "install": "Write a kernelspec for a profile.",
     "completion": "Print what a shell needs to complete these commands.",
