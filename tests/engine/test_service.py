@@ -527,7 +527,8 @@ def test_a_zygote_that_lies_about_births_gets_no_cgroups_for_them(shared: Servic
 def strangers(caller: Caller) -> list[psutil.Process]:
     """What runs below a user's supervisor and outside of any sandbox, under another uid than root's; not the relay."""
     supervisor = psutil.Process(int(caller.folder.rsplit("-", 2)[1]))
-    return [one for one in supervisor.children() if one.uids().real >= FIRST and "relay" not in " ".join(one.cmdline())]
+    living = [one for one in supervisor.children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in living if one.uids().real >= FIRST and "relay" not in " ".join(one.cmdline())]
 
 
 # ---- its settings ----------------------------------------------------------------------------------------------------
