@@ -74,14 +74,20 @@ $(UPSTREAM)/.installed: .cache/wheel/.built tests/upstream/requirements.txt
 	@umask 022; $(UPSTREAM)/bin/pip install -q -r tests/upstream/requirements.txt "$(WHEEL)" \
 		&& $(UPSTREAM)/bin/pip install -q --no-deps --force-reinstall "$(WHEEL)" && touch $@
 
-test: $(TEST)/.installed ## All tests, once, on the built wheel (ARGS=… for pytest)
+# JupyterHub's proxy. The last major version that runs on every node.js that Debian has.
+PROXY := .cache/proxy/node_modules/.bin/configurable-http-proxy
+$(PROXY): | .cache
+	$(if $(shell command -v npm),,$(call packages,nodejs npm))
+	@npm install --silent --no-audit --no-fund --prefix .cache/proxy configurable-http-proxy@4
+
+test: $(TEST)/.installed $(PROXY) ## All tests, once, on the built wheel (ARGS=… for pytest)
 	$(TEST)/bin/python -P -m pytest -q tests $(ARGS) </dev/null
 
 fuzz: $(TEST)/.installed ## Every parser that meets hostile bytes, SECONDS each (ARGS=… names some)
 	@$(TEST)/bin/pip install -q "atheris>=3" || echo "atheris cannot be had here: hypothesis goes on alone" >&2
 	$(TEST)/bin/python -P tests/fuzz/run.py --seconds $(SECONDS) $(ARGS) </dev/null
 
-test-places: $(TEST)/.installed ## Browser, hub, graded class and locked server, in full
+test-places: $(TEST)/.installed $(PROXY) ## Browser, hub, graded class and locked server, in full
 	$(TEST)/bin/python -P -m pytest -q tests/places -m 'thorough or not thorough' $(ARGS) </dev/null
 
 test-attacks: $(TEST)/.installed ## Every attack in every profile and life, from zygote, pool and exec (half an hour)

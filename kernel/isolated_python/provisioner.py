@@ -26,7 +26,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Enum, Integer, Unicode, Union
 
 from isolated_python import owners
-from isolated_python.engine import client, folders, interpreters
+from isolated_python.engine import client, folders, interpreters, places
 from isolated_python.engine.pool import ADAPTIVE
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
@@ -59,6 +59,10 @@ class IsolatedProvisioner(KernelProvisionerBase):
         [Enum(["off", "adaptive"]), Integer(min=0)],
         default_value="off",
         help="How many kernels stand ready before anybody asks: a number, as many as were asked for lately, or none.",
+    ).tag(config=True)
+    service = Unicode(
+        "auto",
+        help="The socket of this machine's privileged service; auto: where there is one and we are not root; off.",
     ).tag(config=True)
     overrides = Dict(help="What to change in the profile, in the tables of its file.").tag(config=True)
     locked = Unicode(
@@ -99,8 +103,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
         extra = kwargs.pop("extra_arguments", [])
         if self._kernel is not None and self._kernel.status is None:
             await self.kill()  # started a second time: the first is nobody's any more
-        self._client = await _off_loop(client.current)
-        await asyncio.wrap_future(self._client.hello)
+        self._client = await _off_loop(lambda: client.current(places.service(self.service)))
+        self._client.greeted(await asyncio.wrap_future(self._client.hello))
         # A restart keeps its sockets, unless the supervisor, and their folder with it, is another by now.
         self._name = self.kernel_id or secrets.token_hex(16)
         self._pass_records_on(self._client, manager)
@@ -159,7 +163,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
     async def _launch(self, cmd: list[str], kwargs: dict[str, Any], opened: list[int]) -> KernelConnectionInfo:
         assert self._client is not None
-        resolved = self._resolve()
+        resolved = await self._resolve()
         own = owners.folder_of(resolved.profile.files.folder, self.owner or "")
         chosen = own or kwargs.get("cwd")
         self._cwd = os.path.abspath(chosen or os.getcwd())
@@ -188,7 +192,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 given,
                 kernel=self._name,
                 owner=self.owner or "",
-                profile=profile.to_wire(),
+                **self._wanted(profile),
                 trees=trees,
                 view=self._client.see(view),
                 interpreter=interpreters.own_interpreter(),
@@ -211,14 +215,36 @@ class IsolatedProvisioner(KernelProvisionerBase):
             self.log.warning("Isolated Python: weakened, as the profile %s allows: %s", profile.name, note)
         return self.connection_info
 
-    def _resolve(self) -> sources.Resolved:
-        """The profile. Where the server is locked, a person's own is not looked for."""
-        changes = [("the configuration", self.overrides)] if self.overrides else []
+    async def _resolve(self) -> sources.Resolved:
+        """The profile. The service takes nobody's word for one: it is told the name and the changes.
+
+        Where the server is locked, a person's own is not looked for.
+        """
+        assert self._client is not None
+        changes = self._changes()
+        if self._client.service:
+            answer = await asyncio.wrap_future(self._client.ask("resolve", named=self.profile, overrides=changes))
+            return sources.Resolved(Profile.from_wire(answer["profile"]), tuple(answer["notes"]))
+        told = [("the configuration", changes)] if changes else []
         if not self.locked:
-            return sources.load(self.profile, changes)
-        changes.append(("the lock", {"files": {"links": False}}))
+            return sources.load(self.profile, told)
         folders = [*(folder / "profiles" for folder in sources.site_folders()), sources.SHIPPED]
-        return sources.load(self.profile, changes, folders=folders)
+        return sources.load(self.profile, told, folders=folders)
+
+    def _changes(self) -> dict[str, Any]:
+        """What is changed in the profile: as configured, and by the lock."""
+        if not self.locked:
+            return {**self.overrides}
+        return {**self.overrides, "files": {**self.overrides.get("files", {}), "links": False}}
+
+    def _wanted(self, profile: Profile) -> dict[str, Any]:
+        """How the supervisor is asked for a kernel of this profile."""
+        assert self._client is not None
+        if not self._client.service:
+            return {"profile": profile.to_wire()}
+        changes = self._changes()
+        changes["files"] = {**changes.get("files", {}), "workspace": profile.files.workspace}
+        return {"named": self.profile, "overrides": changes, "root": ROOT}
 
     def _key(self) -> str:
         key = self.connection_info.get("key", b"")

@@ -26,11 +26,13 @@ class Log:
     """
 
     def __init__(
-        self, path: str, *, largest: int = LARGEST, files: int = FILES, mirror: Callable[[Record], None] | None = None
-    ) -> None:
-        """`mirror` is told of every record as well."""
+        self, path: str, *, uid: int | None = None, largest: int = LARGEST, files: int = FILES,
+        mirror: Callable[[Record], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`uid`: whose server is served, where that is not who we are. `mirror` is told of every record as well."""
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         self._path, self._largest, self._files, self._mirror = path, largest, files, mirror
+        self._uid = os.getuid() if uid is None else uid
         self._lost = 0
         self._torn = False  # the last line of the file was written in part
         self._file = self._open()
@@ -45,7 +47,7 @@ class Log:
     def _say(self, event: str, values: dict[str, Any]) -> bool:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-        record = {"version": VERSION, "time": stamp, "event": event, "supervisor": os.getpid(), "uid": os.getuid()}
+        record = {"version": VERSION, "time": stamp, "event": event, "supervisor": os.getpid(), "uid": self._uid}
         record |= {name: bounded(value) for name, value in values.items()}
         if self._mirror is not None:
             self._mirror(record)

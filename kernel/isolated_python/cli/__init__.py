@@ -25,6 +25,7 @@ COMMANDS = {
     "audit": "Show what happened to your kernels, and what they tried.",
     "kill": "End sandboxes by the beginning of their id.",
     "profile": "List, show and check profiles.",
+    "service": "Serve kernels to the unprivileged servers of this machine.",
     "modules": "Print the list of modules that notebooks need.",
     "install": "Write a kernelspec for a profile.",
     "completion": "Print what a shell needs to complete these commands.",

@@ -19,7 +19,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from isolated_python.engine import places
+from isolated_python import __version__
+from isolated_python.engine import places, visits
 from isolated_python.engine.sight import View
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
@@ -43,7 +44,9 @@ class Kernel:
 class Client:
     """One supervisor, for the life of this process or of the supervisor, whichever is shorter."""
 
-    def __init__(self) -> None:
+    def __init__(self, service: str = "") -> None:
+        """`service`: the socket of the privileged service; empty to start a supervisor of our own."""
+        self.service = service
         self.kernels: dict[str, Kernel] = {}
         self.views: dict[object, str] = {}  # a list of modules in an environment → the view of it that was sent
         self.audited: Callable[[dict[str, Any]], None] | None = None  # told of each record, in a thread of ours
@@ -54,6 +57,15 @@ class Client:
         self._numbers = itertools.count(1)
         # A finaliser may ask, at any point of any thread, also of one that is asking.
         self._lock = threading.RLock()
+        self.folder, self.pid = "", 0
+        about = {} if service else self._start()
+        if service:
+            self._socket = visits.connect(service)
+        threading.Thread(target=self._listen, name="isolated-python", daemon=True).start()
+        self.hello = self.ask("hello", **about)
+
+    def _start(self) -> dict[str, Any]:
+        """A supervisor of our own. Returns what it must be told."""
         self.folder = places.private_folder()
         self._socket, theirs = packets.pair()
         program = f"import sys; sys.path.insert(0, {ROOT!r}); "
@@ -67,15 +79,23 @@ class Client:
             # Without it there will be no cgroup, and each profile says whether that refuses the start.
             with contextlib.suppress(HostError):
                 systemd.delegate(self.pid)
-        threading.Thread(target=self._listen, name="isolated-python", daemon=True).start()
-        self.hello = self.ask(
-            "hello",
-            interpreter=sys.executable,
-            folder=self.folder,
-            cache=places.cache_folder(),
-            audit=places.audit_file(),
-            identities=places.IDENTITIES,
-        )
+        return {
+            "interpreter": sys.executable,
+            "folder": self.folder,
+            "cache": places.cache_folder(),
+            "audit": places.audit_file(),
+            "identities": places.IDENTITIES,
+        }
+
+    def greeted(self, answer: dict[str, Any]) -> None:
+        """What the answer to hello says. Raises HostError where the service is of another version than we are."""
+        version = answer.get("version", __version__)
+        if version != __version__:
+            raise HostError(
+                f"the service of this machine is isolated-python {version}, and this server has {__version__}",
+                remedy="install the same version for both",
+            )
+        self.folder = answer["folder"]
 
     def ask(self, verb: str, descriptors: list[int] | tuple[int, ...] = (), **values: Any) -> Future[dict[str, Any]]:
         """Send a request; the future gives the answer or raises what the supervisor raised."""
@@ -140,52 +160,54 @@ class Client:
         with self._lock:
             self.alive = False
             answers, self._answers = self._answers, {}
-        try:
-            os.waitpid(self.pid, 0)
-        except ChildProcessError:
-            pass
+        if self.pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
         self._socket.close()
         for answer in answers.values():
             answer.set_exception(HostError("the supervisor ended; the server's log says why"))
         for kernel in [*self.kernels.values()]:
-            reason = "the supervisor ended, and every kernel with it"
+            reason = f"the {'service' if self.service else 'supervisor'} ended, and every kernel with it"
             self._kernel_ended({"kernel": kernel.name, "status": -9, "reason": reason, "words": ""})
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if _current is self and not sys.is_finalizing():
-            replace(self)
+        if not self.service:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if _current.get("") is self and not sys.is_finalizing():
+                replace(self)
 
 
-_current: Client | None = None
+_current: dict[str, Client] = {}  # by the socket of its service; empty for our own
 _guard = threading.Lock()
 
 
-def current() -> Client:
-    """The supervisor of this process; started if there is none, or if the last one has ended."""
-    global _current
+def current(service: str = "") -> Client:
+    """The supervisor of this process; started if there is none, or if the last one has ended.
+
+    `service`: the socket of the privileged service that has it, if it is not our own.
+    """
     with _guard:
-        if _current is None or not _current.alive or _current.owner != os.getpid():
-            _current = Client()
-        return _current
+        found = _current.get(service)
+        if found is None or not found.alive or found.owner != os.getpid():
+            found = _current[service] = Client(service)
+        return found
 
 
 def replace(ended: Client) -> None:
     """A supervisor that was killed leaves empty cgroups; its successor sweeps them up as it starts."""
-    global _current
     with _guard:
-        if _current is ended and ended.kernels is not None:
-            _current = Client()
+        if _current.get("") is ended and ended.kernels is not None:
+            _current[""] = Client()
 
 
 def _after_fork() -> None:
     """The child of a server is no server: its copy of the lifeline must not keep the supervisor alive."""
-    global _current, _guard
+    global _guard
     _guard = threading.Lock()
-    if _current is not None:
-        lifeline = _current._socket.detach()
+    for one in _current.values():
+        lifeline = one._socket.detach()
         if lifeline >= 0:  # not closed already, because the supervisor had ended
             os.close(lifeline)
-        _current.alive = False
-        _current = None
+        one.alive = False
+    _current.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

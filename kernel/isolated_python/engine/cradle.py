@@ -27,18 +27,25 @@ class Cradle:
         self._next: Group | HostError | None = None  # in which a child may be born now
         self._waiting: deque[Want] = deque()
         self._deaths: list[Callable[[], None]] = []  # of the group where the zygote is
+        self._owed = True  # a group: for the first birth, and again for each fork that was asked for
 
     def ask(self, want: Want) -> None:
         """Call `want` when a child may be born. One follows another: each birth is followed by `go_on`."""
         self._waiting.append(want)
         if isinstance(self._next, HostError):  # what was wrong then need not be wrong now
-            self._next = None
+            self._next, self._owed = None, True
             self.go_on()
         else:
             self._serve()
 
     def go_on(self) -> None:
-        """The zygote is ready, or has given birth: make the next group, and have the zygote moved there."""
+        """The zygote is ready, or has given birth: make the next group, and have the zygote moved there.
+
+        What it says may be a lie, so there is never more than one group ahead.
+        """
+        if not self._owed:
+            return
+        self._owed = False
         try:
             group = self._make()
         except HostError as error:
@@ -58,7 +65,7 @@ class Cradle:
     def _serve(self) -> None:
         while self._next is not None and self._waiting:
             if self._waiting.popleft()(self._next):
-                self._next = None
+                self._next, self._owed = None, True
 
     def when_left(self, group: Group, do: Callable[[], None]) -> None:
         """Kill and remove a group, by `do`: at once, or when the zygote has left it."""
@@ -74,6 +81,7 @@ class Cradle:
         self._waiting.clear()
         self._bury()
         if isinstance(unused, Group):
+            unused.kill()  # of a zygote that is somebody's own program there may be children
             unused.remove()
 
     def _bury(self) -> None:

@@ -14,12 +14,17 @@ SPARE = 2  # the first belong to the zygotes and the relays
 F_OFD_SETLK = 37  # linux 3.15
 
 
+def identities_file(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
 class Identities:
     """Free uids, found by locks on one byte each of a file: the kernel lets go of a lock when its holder dies."""
 
-    def __init__(self, path: str, first: int = FIRST, count: int = COUNT) -> None:
-        self.first, self.count = first, count
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def __init__(self, file: int, first: int = FIRST, count: int = COUNT) -> None:
+        """`file`: see identities_file. The locks last until it is closed by all who share it."""
+        self.first, self.count, self.file = first, count, file
+        self.zygotes, self.relay = first, first + 1
         self._next = SPARE + os.getpid() % max(1, count - SPARE)
 
     def take(self) -> int:
@@ -43,3 +48,22 @@ class Identities:
         except OSError:
             return False
         return True
+
+
+class OfOnePerson(Identities):
+    """Identities that nobody else gets while a process of this person's may still have one of them.
+
+    What runs before a sandbox closes may be a program of the person's own; a child that it left behind, with the uid
+    of a kernel that has ended, must not meet a kernel of another person under that uid.
+    """
+
+    def __init__(self, file: int) -> None:
+        super().__init__(file)
+        self._free: list[int] = []
+        self.zygotes, self.relay = self.take(), self.take()
+
+    def take(self) -> int:
+        return self._free.pop() if self._free else super().take()
+
+    def give_back(self, uid: int) -> None:
+        self._free.append(uid)

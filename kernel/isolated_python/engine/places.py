@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from pathlib import Path
 
 from isolated_python.errors import HostError
+from isolated_python.policy.service import SOCKET
 
-IDENTITIES = "/run/isolated-python"
+IDENTITIES = "/run/isolated-python"  # also where the service's socket is, and the folders of its supervisors
 LONGEST_SOCKET = 107  # bytes: sockaddr_un
 ROOM = len("/clients/12345678-1")
 
@@ -22,7 +24,7 @@ def bases() -> list[str]:
     asked = (_environment("ISOLATED_PYTHON_RUNTIME_DIR"), _environment("XDG_RUNTIME_DIR"))
     found = [base for base in asked if os.path.isabs(base) and _usable(base)]
     if os.geteuid() == 0 and os.access("/run", os.W_OK):
-        found.append("/run")
+        found += ["/run", *([IDENTITIES] if _usable(IDENTITIES) else [])]
     return [*found, "/tmp"]
 
 
@@ -93,3 +95,34 @@ def audit_file() -> str:
             remedy="chmod 700 it, or unset ISOLATED_PYTHON_AUDIT_DIR",
         )
     return f"{asked}/audit.jsonl"
+
+
+def service(asked: str) -> str:
+    """The socket of the privileged service for a server that wants `asked`; empty where it has a supervisor of its own.
+
+    "auto": the service, where there is one and we are not root, who needs none; "off": none; else a path.
+    """
+    asked = _environment("ISOLATED_PYTHON_SERVICE") or asked if asked == "auto" else asked
+    if asked == "off":
+        return ""
+    if asked != "auto":
+        return asked
+    return SOCKET if os.geteuid() != 0 and os.path.exists(SOCKET) else ""
+
+
+def activated() -> bool:
+    """Whether systemd has given us, and nobody else, a socket as descriptor 3. sd_listen_fds(3)"""
+    return _environment("LISTEN_PID") == str(os.getpid()) and _environment("LISTEN_FDS") == "1"
+
+
+def roots_own(path: Path) -> None:
+    """Nobody but root can change what is at `path`, nor what it is reached by. Raises HostError."""
+    real = path.resolve()
+    for place in (real, *real.parents, *(real.glob("*.toml")), real / "profiles", *(real.glob("profiles/*.toml"))):
+        if place.exists():
+            status = place.stat()
+            if status.st_uid != 0 or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
+                raise HostError(
+                    f"{place} can be changed by others than root, and the service would obey it",
+                    remedy=f"chown root {place} && chmod go-w {place}",
+                )

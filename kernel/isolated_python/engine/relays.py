@@ -51,14 +51,15 @@ class Relay:
 
     def __init__(
         self, loop: Loop, filter: bytes, uid: int | None, folder: str, heard: Callable[[str, Event], None],
-        tell: Callable[..., None], replaced: Callable[[], None],
+        tell: Callable[..., None], replaced: Callable[[], None], client: int | None = None,
     ) -> None:  # fmt: skip
         """`filter`: BPF; `uid`: who it becomes, None for who we are; `folder`: with the kernels' sockets.
 
+        `client`: whose clients may connect, None for our own.
         `heard(kernel, event)`: what it has to say; `tell(name, **values)`: to the log; `replaced()`: needs its targets.
         """
         self._loop, self._filter, self._uid, self._heard, self._tell = loop, filter, uid, heard, tell
-        self._replaced = replaced
+        self._replaced, self._client = replaced, client
         self._clients = f"{folder}/clients"
         self._kernels = os.open(f"{folder}/kernels", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._doors: dict[str, Door] = {}
@@ -141,7 +142,7 @@ class Relay:
         paths = [f"{self._clients}/{prefix}-{number}" for number in (1, 2, 3, 4, 5)]
         door = self._doors[name] = Door(key, channels, [], paths)
         for path in paths:
-            door.listeners.append(listener(path))
+            door.listeners.append(listener(path, self._client))
         self._open(name, door)
 
     def _open(self, name: str, door: Door) -> None:

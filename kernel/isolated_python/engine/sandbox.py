@@ -31,6 +31,7 @@ from isolated_python.layers.files import PlaceWorkspace
 from isolated_python.layers.identity import USER
 from isolated_python.layers.step import Step
 from isolated_python.linux import namespaces, packets
+from isolated_python.linux.process import Person
 from isolated_python.policy.profile import Profile, Resources
 
 CHANNELS = {"shell": "shell", "iopub": "iopub", "stdin": "stdin-channel", "control": "control", "hb": "hb"}
@@ -55,12 +56,13 @@ class Shared:
     taken: Callable[[int], bool]  # whether we know such a child of ours already
     gone: Callable[[Sandbox], None]  # it has been let go of, and its name is free
     ended: Callable[[Sandbox, int, str], None]  # a kernel that ran: its status, and why we think so
+    person: Person | None = None  # whose kernels these are, where that is not who we are
     translations: workspace.Translations = field(default_factory=workspace.Translations)
     incarnations: int = 0
 
     @property
     def relay_uid(self) -> int | None:
-        return self.identities.first + 1 if self.identities else None
+        return self.identities.relay if self.identities else None
 
 
 class Sandbox:
@@ -199,18 +201,16 @@ class Sandbox:
             self._words.given()
 
     def _open_mounts(self, given: list[int]) -> None:
-        files, run = self.profile.files, self.profile.capabilities.native_code
-        translations = self._shared.translations
-
-        def take(name: str, *, writable: bool) -> None:
-            self._descriptors[name] = workspace.detached(
-                given.pop(0), writable=writable, uid=self._uid, run=run, translations=translations
-            )
-
+        files, shared = self.profile.files, self._shared
+        mounted = partial(
+            workspace.detached, uid=self._uid, run=self.profile.capabilities.native_code,
+            translations=shared.translations, person=shared.person,
+        )  # fmt: skip
         if files.workspace != "none":
-            take("workspace", writable=files.workspace == "read-write")
+            writable = files.workspace == "read-write"
+            self._descriptors["workspace"] = mounted(given.pop(0), writable=writable)
         for number, grant in enumerate(files.mounts):
-            take(f"mount-{number}", writable=grant.writable)
+            self._descriptors[f"mount-{number}"] = mounted(given.pop(0), writable=grant.writable)
 
     def _hear(self) -> None:
         """A message of process 1, or of the kernel before its first cell.
@@ -268,7 +268,8 @@ class Sandbox:
         space = socket.CMSG_SPACE(12)
         encoded, ancillary, _, _ = self._channel.recvmsg(1 << 14, space, socket.MSG_CMSG_CLOEXEC)
         if b'"failed"' in encoded or not encoded:
-            raise LaunchError(_reason(encoded) if encoded else "its zygote ended; see the server's log")
+            said = self.zygote.last_words() if self.zygote else ""
+            raise LaunchError(_reason(encoded) if encoded else f"its zygote ended; {said}")
         pid = next((struct.unpack("iii", data)[0] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), 0)
         # A child of ours that nobody has reaped keeps its pid: from here on there is no race.
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)

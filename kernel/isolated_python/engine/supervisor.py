@@ -15,6 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import Log
 from isolated_python.engine import relays, usage, zygotes
 from isolated_python.engine.cradle import Cradle
-from isolated_python.engine.identities import Identities
+from isolated_python.engine.identities import Identities, identities_file
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.mover import Mover
 from isolated_python.engine.pool import Pool
@@ -33,6 +34,7 @@ from isolated_python.layers import cgroup, seccomp, view
 from isolated_python.layers.catalogue import Plan, plan
 from isolated_python.linux import host as host_facts
 from isolated_python.linux import mount, namespaces, packets, prctl
+from isolated_python.linux.process import Person
 from isolated_python.policy.profile import Profile
 
 VISITS = "visits"  # the socket in our folder where the command line may call
@@ -63,17 +65,25 @@ class Supervisor:
 
     def hello(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         """The first request, once: where things are. Builds what all kernels share."""
-        self.interpreter: str = request["interpreter"]
-        self.folder, self.cache = request["folder"], request["cache"]
-        self.log = Log(request["audit"], mirror=self._mirror)
-        self.ledger = Ledger(self.log.write)
+        identities = None
+        if host_facts.privileged():
+            os.makedirs(request["identities"], mode=0o711, exist_ok=True)
+            identities = Identities(identities_file(os.path.join(request["identities"], "lock")))
+        log = Log(request["audit"], mirror=self._mirror)
+        self._settle(request["interpreter"], request["folder"], request["cache"], log, identities)
+        reply(folder=self.folder)
+
+    def _settle(
+        self, interpreter: str, folder: str, cache: str, log: Log, identities: Identities | None,
+        person: Person | None = None,
+    ) -> None:  # fmt: skip
+        """`person`: whose kernels these are, where that is not who we are."""
+        self.interpreter, self.folder, self.cache, self.log = interpreter, folder, cache, log
+        self.ledger = Ledger(log.write)
         self.host = host_facts.probe()
         cgroup.sweep()
-        identities = None
-        if self.host.root:
+        if identities:
             namespaces.unshare(namespaces.CLONE_NEWNS)
-            os.makedirs(request["identities"], mode=0o700, exist_ok=True)
-            identities = Identities(os.path.join(request["identities"], "lock"))
         else:
             self._own_user_namespace()
         mount.make_slave()
@@ -81,24 +91,25 @@ class Supervisor:
         for name in FOLDERS:
             os.makedirs(f"{self.folder}/{name}", mode=0o700)
         if identities:
-            os.chown(f"{self.folder}/kernels", identities.first + 1, -1)
+            os.chown(f"{self.folder}/kernels", identities.relay, -1)
             os.chmod(self.folder, 0o711)  # noqa: S103 - the relay passes through, to a folder of its own
+        if person:
+            os.chmod(f"{self.folder}/clients", 0o711)  # noqa: S103 - each socket in it is the person's alone
         self.visits = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self.visits.bind(f"{self.folder}/{VISITS}")
         self.visits.listen(8)
         self.loop.listen(self.visits, self._admit)
         self.mover = Mover(self.loop)
         relay = relays.Relay(
-            self.loop, self._filter("relay").program, identities.first + 1 if identities else None, self.folder,
-            self._heard, self.log.write, self._relay_replaced,
+            self.loop, self._filter("relay").program, identities.relay if identities else None, self.folder,
+            self._heard, self.log.write, self._relay_replaced, person.uid if person else None,
         )  # fmt: skip
         self.shared = Shared(
             self.loop, self.log, self.ledger, self.folder, relay, identities,
-            self._call_name, self._taken, self._gone, self._ended,
+            self._call_name, self._taken, self._gone, self._ended, person,
         )  # fmt: skip
         self.loop.reap_strangers(lambda: all(one.state != "asked" for one in self.sandboxes.values()))
         self.log.write("supervisor-started", host=self.host.to_wire())
-        reply()
 
     def warm(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         """Start the zygote that such a kernel will come from, ahead of the request for it."""
@@ -115,6 +126,7 @@ class Supervisor:
             file.seek(0)
             wire = json.load(file)
         hidden = tuple((folder, tuple(names)) for folder, names in wire["hidden"])
+        view.check(hidden)
         lists = json.dumps({key: wire[key] for key in ("granted", "refused")})
         self.views[request["digest"]] = (hidden, lists)
         for kind in [kind for kind in self.zygotes if request["replaces"] == kind.view]:
@@ -211,13 +223,13 @@ class Supervisor:
     VISITS: ClassVar[dict[str, Callable[..., None]]] = {"list": report, "kill": forget}
 
     def _from_server(self) -> None:
-        request, descriptors = _request(self.server)
+        request, descriptors = received(self.server)
         if request is None:
             raise SystemExit(0)
-        verb = self.REQUESTS.get(_word(request.get("verb")))
+        verb = self.REQUESTS.get(word(request.get("verb")))
         if (self.shared is None) != (verb is Supervisor.hello):
             verb = None  # hello is the first, and only the first
-        self._answer(request, descriptors, verb, self._tell_server)
+        self._answer(request, descriptors, verb and partial(verb, self), self._tell_server)
 
     def _admit(self) -> None:
         """A visitor: the socket lies in our private folder, and the kernel says whose process it is."""
@@ -229,13 +241,13 @@ class Supervisor:
         visitor.setblocking(False)  # who does not take an answer gets none
 
         def visit() -> None:
-            request, descriptors = _request(visitor)
+            request, descriptors = received(visitor)
             if request is None:
                 self.loop.ignore(visitor)
                 visitor.close()
                 return
-            verb = self.VISITS.get(_word(request.get("verb")))
-            self._answer(request, descriptors, verb, lambda message: _tell(visitor, message))
+            verb = self.VISITS.get(word(request.get("verb")))
+            self._answer(request, descriptors, verb and partial(verb, self), lambda message: _tell(visitor, message))
 
         self.loop.listen(visitor, visit)
 
@@ -262,8 +274,8 @@ class Supervisor:
                 number = None
                 raise RequestError("the id of a request is no number")
             if verb is None:
-                raise RequestError(f"there is no request {_word(request.get('verb'))!r} in this state")
-            verb(self, request, descriptors, reply)
+                raise RequestError(f"there is no request {word(request.get('verb'))!r} in this state")
+            verb(request, descriptors, reply)
         except IsolatedPythonError as error:
             reply(error)
         except Exception as error:  # one request that cannot be served must not end every kernel
@@ -310,7 +322,8 @@ class Supervisor:
         filter = self._filter(seccomp.table_of(profile)) if wanted else None
         hidden, modules = self.views[request["view"]]
         trees = tuple(request["trees"])
-        return plan(profile, self.host, trees, filter, hidden, modules, workspace_later=workspace_later)
+        person = self.shared.person if self.shared else None
+        return plan(profile, self.host, trees, filter, hidden, modules, workspace_later=workspace_later, person=person)
 
     def _filter(self, name: str) -> seccomp.Filter:
         if name not in self.filters:
@@ -347,16 +360,22 @@ class Supervisor:
             interpreter, flags, userbase = request["interpreter"]
             preload = ("ipykernel.kernelapp", *profile.preload)
             kind = zygotes.Kind(interpreter, tuple(flags), userbase, trees, request["view"], places, preload, network)
+            kind = replace(kind, root=request.get("root", kind.root))
         else:
             kind = zygotes.own_interpreter(network, trees, request["view"], places)
         if kind not in self.zygotes:
             identities = self.shared.identities
-            uid = identities.first if identities else None
-            zygote = zygotes.start(kind, made.view, uid, lambda pid: Cradle(self.mover, self._group, pid))
+            zygote = self._start_zygote(kind, made, identities.zygotes if identities else None)
             self.zygotes[kind] = zygote
             self.loop.listen(zygote.control, lambda: self._from_zygote(zygote))
             self.loop.at_end(zygote.pid, lambda: self._zygote_ended(zygote))
         return self.zygotes[kind]
+
+    def _start_zygote(self, kind: zygotes.Kind, made: Plan, uid: int | None) -> zygotes.Zygote:
+        return zygotes.start(kind, made.view, uid, self._cradle)
+
+    def _cradle(self, zygote: int) -> Cradle:
+        return Cradle(self.mover, self._group, zygote)
 
     def _from_zygote(self, zygote: zygotes.Zygote) -> None:
         try:
@@ -382,7 +401,7 @@ class Supervisor:
         zygote.cradle.end()
         for sandbox in [*self.sandboxes.values()]:
             if sandbox.state == "asked" and sandbox.zygote is zygote:
-                sandbox.fail("its zygote ended before it was born; see the server's log")
+                sandbox.fail(f"its zygote ended before it was born; {zygote.last_words()}")
 
     def _heard(self, name: str, event: dict[str, Any]) -> None:
         """From the relay, of the kernel `name`."""
@@ -452,14 +471,15 @@ class Supervisor:
             os.rmdir(self.folder)
 
 
-def _request(peer: socket.socket) -> tuple[Request | None, list[int]]:
+def received(peer: socket.socket) -> tuple[Request | None, list[int]]:
+    """The next request; None where the peer has gone, or does not keep to the protocol."""
     try:
         return packets.receive(peer)
     except (ConnectionError, ProtocolError):
         return None, []
 
 
-def _word(verb: object) -> str:
+def word(verb: object) -> str:
     return verb[:40] if isinstance(verb, str) else ""
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from typing import Any
 
 from isolated_python.engine import places
-from isolated_python.errors import IsolatedPythonError, LaunchError
+from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
 from isolated_python.linux import packets
 
 PATIENCE = 10.0  # seconds
@@ -17,7 +18,26 @@ def supervisors() -> list[str]:
     """The sockets of all supervisors that this user may ask."""
     # In /tmp anybody can make a folder of such a name, and answer what they like.
     folders = [f"{base}/{name}" for base in places.bases() for name in sorted(os.listdir(base))]
-    return [f"{folder}/visits" for folder in folders if _mine(folder) and os.path.exists(f"{folder}/visits")]
+    found = [f"{folder}/visits" for folder in folders if _mine(folder) and os.path.exists(f"{folder}/visits")]
+    return [*found, *filter(None, [places.service("auto")])]
+
+
+def connect(path: str) -> socket.socket:
+    """A connection to the privileged service at `path`. Raises HostError where it is not root who answers there."""
+    caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        caller.connect(path)
+        uid = struct.unpack("iII", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    except OSError as error:
+        caller.close()
+        raise HostError(
+            f"the service at {path} does not answer ({error.strerror or error})",
+            remedy="systemctl start isolated-python.socket, or set ISOLATED_PYTHON_SERVICE=off to do without",
+        ) from error
+    if uid not in (0, os.geteuid()):
+        caller.close()
+        raise HostError(f"who listens at {path} is the user {uid} and not root", remedy="name another socket")
+    return caller
 
 
 def _mine(folder: str) -> bool:
@@ -29,10 +49,9 @@ def _mine(folder: str) -> bool:
 
 def ask(path: str, verb: str, **values: Any) -> dict[str, Any]:
     """One request, one answer. Raises what the supervisor raises, LaunchError where it does not answer."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as caller:
+    with connect(path) as caller:
         caller.settimeout(PATIENCE)
         try:
-            caller.connect(path)
             packets.send(caller, {"id": 1, "verb": verb, **values})
             answer, _ = packets.receive(caller)
         except OSError as error:
@@ -54,7 +73,7 @@ def kernels() -> list[dict[str, Any]]:
                 answer = ask(path, "list", start=count)
                 found += [{**kernel, "supervisor": path} for kernel in answer["kernels"]]
                 count, total = count + max(1, len(answer["kernels"])), answer["total"]
-        except LaunchError:  # it ended between the look and the question
+        except (HostError, LaunchError):  # it ended between the look and the question
             continue
     return found
 

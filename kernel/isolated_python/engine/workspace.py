@@ -7,6 +7,7 @@ import signal
 
 from isolated_python.errors import LaunchError
 from isolated_python.linux import mount, namespaces
+from isolated_python.linux.process import Person
 
 SAFE = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
 
@@ -56,9 +57,12 @@ class Translations:
 
 
 def detached(
-    folder: int, *, writable: bool, uid: int | None, run: bool = True, translations: Translations | None = None
-) -> int:
+    folder: int, *, writable: bool, uid: int | None, run: bool = True, translations: Translations | None = None,
+    person: Person | None = None,
+) -> int:  # fmt: skip
     """A mount of the open `folder`. With `uid`, what the folder's owner owns on disk belongs to `uid` in the mount.
+
+    With `person`, what that one owns belongs to it instead, whoever owns the folder.
 
     `run`: whether what lies there may be executed.
     An ordinary user may not leave out what is mounted below the folder; where owners are translated it is left out,
@@ -70,11 +74,15 @@ def detached(
     finally:
         os.close(here)
     try:
+        # What its giver may not do there, because their mount says so, the kernel may not do either.
+        flags = os.fstatvfs(folder).f_flag
+        writable, run = writable and not flags & os.ST_RDONLY, run and not flags & os.ST_NOEXEC
         refused = (0 if writable else mount.MOUNT_ATTR_RDONLY) | (0 if run else mount.MOUNT_ATTR_NOEXEC)
         mount.set_attributes(tree, SAFE | refused, recursive=uid is None)
         if uid is not None:
             owner = os.fstat(folder)
-            translation = (translations or Translations()).take(owner.st_uid, owner.st_gid, uid)
+            whose = (person.uid, person.gid) if person else (owner.st_uid, owner.st_gid)
+            translation = (translations or Translations()).take(*whose, uid)
             try:
                 mount.set_attributes(tree, mount.MOUNT_ATTR_IDMAP, user_namespace=translation)
             except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isolated_python.engine.cradle import Cradle
+from isolated_python.engine.words import Words
 from isolated_python.launcher.spawn import spawn
 from isolated_python.layers.step import Step
 from isolated_python.linux import caps, namespaces, packets
@@ -28,6 +29,7 @@ class Kind:
     places: tuple[str, ...]  # mount points for further grants
     preload: tuple[str, ...]  # empty: a zygote that executes other programs
     network: bool  # whether it may keep the host's network, because the profile has switched the layer off
+    root: str = ROOT  # where it finds our package: a server of the service may have one of its own
 
 
 @dataclass(slots=True)
@@ -36,14 +38,30 @@ class Zygote:
     pid: int
     control: socket.socket
     cradle: Cradle
+    words: Words | None = None  # what it writes, where that is not for our log
     ready: bool = False
 
+    def last_words(self) -> str:
+        """It has ended, or will: what there is to say of that."""
+        if self.words is None:
+            return "see the server's log"
+        self.words.finish()
+        return f"it said: {str(self.words).strip().rpartition(chr(10))[2][:500] or 'nothing'}"
 
-def start(kind: Kind, view: list[Step], uid: int | None, cradle: Callable[[int], Cradle]) -> Zygote:
-    """Start a zygote that runs as `uid` (None: as who we are) in the view. `cradle`: makes one for a pid."""
+
+def start(
+    kind: Kind, view: list[Step], uid: int | None, cradle: Callable[[int], Cradle], words: Words | None = None
+) -> Zygote:
+    """Start a zygote that runs as `uid` (None: as who we are) in the view. `cradle`: makes one for a pid.
+
+    `words`: where it writes, if not our log.
+    """
     ours, theirs = packets.pair()
 
     def before() -> None:
+        if words is not None:
+            os.dup2(words.write_end, 1)
+            os.dup2(words.write_end, 2)
         flags = namespaces.CLONE_NEWNS | namespaces.CLONE_NEWIPC
         namespaces.unshare(flags | (0 if kind.network else namespaces.CLONE_NEWNET))
         for step in view:
@@ -60,13 +78,15 @@ def start(kind: Kind, view: list[Step], uid: int | None, cradle: Callable[[int],
     environment |= {"JPY_PARENT_PID": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     if kind.userbase:
         environment["PYTHONUSERBASE"] = kind.userbase
-    program = f"import sys; sys.path.insert(0, {ROOT!r}) if {ROOT!r} not in sys.path else None; "
+    program = f"import sys; sys.path.insert(0, {kind.root!r}) if {kind.root!r} not in sys.path else None; "
     program += "from isolated_python.launcher.zygote import main; main()"
     argv = [kind.interpreter, *kind.flags, "-c", program, *kind.preload]
     pid = spawn(argv, environment, {3: theirs.fileno()}, before)
     theirs.close()
     ours.setblocking(False)  # a preload that hangs must not make us wait for room in its queue
-    return Zygote(kind, pid, ours, cradle(pid))
+    if words is not None:
+        words.given()
+    return Zygote(kind, pid, ours, cradle(pid), words)
 
 
 def own_interpreter(network: bool, trees: tuple[str, ...], view: str, places: tuple[str, ...]) -> Kind:

@@ -9,6 +9,7 @@ from isolated_python.errors import HostError
 from isolated_python.layers import files, identity, landlock, limits, loopback, privileges, seccomp, view
 from isolated_python.layers.step import Step
 from isolated_python.linux import namespaces
+from isolated_python.linux.process import Person
 from isolated_python.policy.profile import Profile
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ class Plan:
 
 def plan(
     profile: Profile, host: Host, trees: tuple[str, ...] = (), filter: seccomp.Filter | None = None,
-    hidden: view.Hidden = (), modules: str = "", *, workspace_later: bool = False,
+    hidden: view.Hidden = (), modules: str = "", *, workspace_later: bool = False, person: Person | None = None,
 ) -> Plan:  # fmt: skip
     """What this profile means on this host. Raises HostError where a required layer cannot be had.
 
     `trees`: host folders that the view shows. `filter`: the compiled seccomp filter, None where there is none.
     `hidden`: what of the trees is not there; `modules`: what the guard is told of it.
     `workspace_later`: the sandbox begins with an empty workspace, over which another is mounted while it stands.
+    `person`: with whose rights the trees are looked for, where those are not ours.
     """
     layers, notes = profile.layers, []
 
@@ -84,4 +86,4 @@ def plan(
     if on("seccomp"):
         kernel += seccomp.plan(profile, filter)
     check = privileges.SelfCheck(seccomp=layers.seccomp != "off", capabilities=layers.capabilities != "off")
-    return Plan(view.plan(trees, targets, hidden, modules), born, init, kernel, [check], notes)
+    return Plan(view.plan(trees, targets, hidden, modules, person), born, init, kernel, [check], notes)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import stat
 from dataclasses import dataclass
 
+from isolated_python.errors import ProtocolError
 from isolated_python.layers.step import Descriptors, Step
 from isolated_python.linux import mount
+from isolated_python.linux.process import Person
 
 STAGE = "/tmp"  # any folder that every host has; only this mount namespace sees what lies over it
 
@@ -63,6 +66,7 @@ class BuildRoot(Step):
     places: tuple[str, ...]  # further mount points that sandboxes need
     hidden: Hidden = ()
     modules: str = ""  # for LISTS; empty where every module is granted
+    person: Person | None = None  # with whose rights the trees are looked for; None: with ours
 
     def describe(self) -> str:
         count = sum(len(names) for _, names in self.hidden)
@@ -74,7 +78,7 @@ class BuildRoot(Step):
         os.umask(0o022)  # others, whose root this is, must find their way
         mount.make_private()
         # Everything is opened before the stage hides what lies beneath it.
-        trees = {path: _detached(path) for path in shown(self.trees)}
+        trees = {path: _detached(path, self.person) for path in shown(self.trees)}
         etc = {path: _detached(path) for path in SHARED_ETC if os.path.exists(path)}
         devices = {name: _device(name, *numbers) for name, numbers in DEVICES.items()}
         topology = _detached(CPU_TOPOLOGY)
@@ -124,8 +128,22 @@ class BuildRoot(Step):
             mount.mount("tmpfs", place, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=1777,size=64m")
 
 
-def plan(trees: tuple[str, ...], places: tuple[str, ...], hidden: Hidden = (), modules: str = "") -> list[Step]:
-    return [BuildRoot(trees, places, hidden, modules)]
+def plan(
+    trees: tuple[str, ...],
+    places: tuple[str, ...],
+    hidden: Hidden = (),
+    modules: str = "",
+    person: Person | None = None,
+) -> list[Step]:
+    return [BuildRoot(trees, places, hidden, modules, person)]
+
+
+def check(hidden: Hidden) -> None:
+    """Each name is one that a folder of the view can have. Raises ProtocolError: a whiteout is made at its path."""
+    for folder, names in hidden:
+        for path in (f"{folder}/{name}" for name in names):
+            if not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
+                raise ProtocolError(f"{path[:200]!r} is no path that can be hidden")
 
 
 @functools.lru_cache(maxsize=256)
@@ -165,17 +183,18 @@ def _leave_out(tree: int, path: str, number: int, names: tuple[str, ...]) -> Non
     mount.mount("overlay", STAGE + path, "overlay", flags, f"lowerdir={whiteouts}:{STAGE}{TREES}/{number}")
 
 
-def _open_clone(path: str) -> int:
+def _open_clone(path: str, person: Person | None = None) -> int:
     """With what is mounted below it: systemd, say, has an automount in /proc, and we may not show /proc without it."""
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    with person.acting() if person else contextlib.nullcontext():
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         return mount.clone_tree(descriptor, recursive=True)
     finally:
         os.close(descriptor)
 
 
-def _detached(path: str) -> int:
-    tree = _open_clone(path)
+def _detached(path: str, person: Person | None = None) -> int:
+    tree = _open_clone(path, person)
     mount.set_attributes(tree, READ_ONLY, recursive=True)
     return tree
 

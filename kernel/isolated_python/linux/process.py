@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from isolated_python.linux import libc
 
@@ -49,6 +52,37 @@ def _clone3(buffer: ctypes.Array[ctypes.c_char], size: int) -> int:
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot: with its pid, an identity that is never used twice. proc(5)"""
+    """When a process started, in clock ticks since boot: with its pid, an identity that is never used twice. proc(5)
+
+    Raises FileNotFoundError or ProcessLookupError where it has ended, also where nobody has noticed yet.
+    """
     with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[19])
+        values = file.read().rpartition(b")")[2].split()
+    if values[0] in (b"Z", b"X"):
+        raise ProcessLookupError(f"the process {pid} has ended")
+    return int(values[19])
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Whom a process of root's works for."""
+
+    uid: int
+    gid: int
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Look for files with that one's rights and none of ours, for a moment. credentials(7)
+
+        The saved ids stay root's: nobody may signal or trace us meanwhile who could not before.
+        """
+        groups = os.getgroups()
+        os.setgroups([])
+        os.setegid(self.gid)
+        os.seteuid(self.uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)

@@ -109,7 +109,7 @@ def mounts(key: str, value: object) -> tuple[Mount, ...]:
 
 
 def _mount(key: str, item: Mapping[str, Any]) -> Mount:
-    _known(key, item, ("source", "target", "writable"))
+    known(key, item, ("source", "target", "writable"))
     for name in ("source", "target"):
         _plain(f"{key}.{name}", item.get(name))
     target = item["target"]
@@ -282,7 +282,7 @@ PLAIN: dict[str, Callable[[str, object], Any]] = {"description": text, "preload"
 def change(profile: Profile, tables: Mapping[str, Any], source: str) -> Profile:
     """The profile with the keys of `tables` in place of its own. Raises ProfileError, with `source` in it."""
     try:
-        _known("", tables, (*PLAIN, *TABLES))
+        known("", tables, (*PLAIN, *TABLES))
         for name, read in PLAIN.items():
             if name in tables:
                 profile = replace(profile, **{name: read(name, tables[name])})
@@ -290,7 +290,7 @@ def change(profile: Profile, tables: Mapping[str, Any], source: str) -> Profile:
             table = tables.get(name, {})
             if not isinstance(table, Mapping):
                 raise ProfileError(f"{name} is not a table", remedy=f"write its keys under [{name}]")
-            _known(name, table, keys)
+            known(name, table, keys)
             changed = {key: keys[key](f"{name}.{key}", value) for key, value in table.items()}
             profile = replace(profile, **{name: replace(getattr(profile, name), **changed)})
         check(profile)
@@ -334,7 +334,7 @@ def check(profile: Profile) -> None:
         raise ProfileError("two of files.mounts have the same target", remedy="give each its own")
 
 
-def _known(table: str, given: Mapping[str, Any], known: Any) -> None:
+def known(table: str, given: Mapping[str, Any], known: Any) -> None:
     for key in given:
         if key not in known:
             where = f"{table}.{key}" if table else str(key)

@@ -44,8 +44,12 @@ class Hierarchy:
 
     def sweep(self) -> list[str]:
         """Remove what supervisors that are gone have left, their kernels included; the names of it."""
+        return files.swept(self.dead(), self._remove)
+
+    def dead(self) -> list[str]:
+        """The names of what supervisors that are gone have left."""
         names = {name for folder in self._distinct() for name in files.children(folder) if files.is_dead(name)}
-        return files.swept(sorted(names), self._remove)
+        return sorted(names)
 
     def _remove(self, name: str) -> bool:
         parents = [f"{folder}/{name}" for folder in self._distinct()]
@@ -95,6 +99,16 @@ class Parent:
                     os.rmdir(path)
             raise
         return group
+
+    def limit(self, resources: Resources) -> None:
+        """Limit all its kernels together. Raises HostError where this host counts each by itself."""
+        flat = f"{self.folders['memory']}/memory.use_hierarchy"  # gone, and always true, since linux 5.11
+        if os.path.exists(flat) and not files.number(flat):
+            raise HostError(
+                "this host does not count the memory of a cgroup's children",
+                remedy="use linux 5.11 or newer, or cgroup v2",
+            )
+        Group(self, ".").limit(resources)
 
     def entrances(self, id: str) -> list[int]:
         return [files.entrance(f"{id}/cgroup.procs", folder=descriptor) for descriptor in self._open.values()]

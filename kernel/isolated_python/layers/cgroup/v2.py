@@ -55,8 +55,11 @@ class Hierarchy:
 
     def sweep(self) -> list[str]:
         """Remove what supervisors that are gone have left, their kernels included; the names of it."""
-        names = [name for name in files.children(self.folder) if files.is_dead(name)]
-        return files.swept(names, self._remove)
+        return files.swept(self.dead(), self._remove)
+
+    def dead(self) -> list[str]:
+        """The names of what supervisors that are gone have left."""
+        return [name for name in files.children(self.folder) if files.is_dead(name)]
 
     def _hand_down(self) -> None:
         """Let groups below ours have controllers, for which every process of ours moves into a leaf first."""
@@ -115,6 +118,10 @@ class Parent:
             os.rmdir(group.folder)
             raise
         return group
+
+    def limit(self, resources: Resources) -> None:
+        """Limit all its kernels together."""
+        Group(self.folder, self.name).limit(resources)
 
     def close(self) -> None:
         """Kill what is left and remove everything."""

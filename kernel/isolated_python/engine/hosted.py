@@ -1,0 +1,432 @@
+"""
+The supervisor of one user of a shared machine: root's, for the kernels of all that user's servers and nobody else's.
+
+The service (service.py) starts it, and hands it the connection of each server. A server is here an ordinary process of
+the user, and may say anything. So what it says is held against ORDER; the profile is read from root's files, under
+root's ceiling; a folder is what the server could open itself, and is mounted with the user's rights, not with ours;
+and everything that is made for the user, us included, is in one cgroup with the user's quota.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import pwd
+import re
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from isolated_python import __version__
+from isolated_python.audit.log import Log
+from isolated_python.engine import interpreters, places, zygotes
+from isolated_python.engine.identities import OfOnePerson
+from isolated_python.engine.sandbox import Sandbox
+from isolated_python.engine.supervisor import Reply, Request, Supervisor, received, word
+from isolated_python.engine.words import Words
+from isolated_python.errors import IsolatedPythonError, ProfileError, ProtocolError, RequestError
+from isolated_python.layers import cgroup
+from isolated_python.layers.catalogue import Plan
+from isolated_python.linux import packets
+from isolated_python.linux.process import Person
+from isolated_python.policy import service as policy
+from isolated_python.policy import sources
+from isolated_python.policy.profile import Profile, Resources
+
+MINUTE = 60.0
+LARGEST_VIEW = 4 << 20  # bytes of a list of what is hidden
+MOST_VIEWS = 64
+MOST_ZYGOTES = 8
+HELPERS = Resources(memory=None, processes=512, cpu=None)  # of us, the relay and the zygotes; memory: as the quota says
+F_GET_SEALS = 1034  # linux 3.17; EINVAL for everything that does not live in memory
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+SOCKETS = re.compile(r"[0-9a-f]{8}")
+
+
+# ---- what a server may say -----------------------------------------------------------------------------------------
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _path(value: object) -> bool:
+    return isinstance(value, str) and _text(value) and value.startswith("/") and os.path.normpath(value) == value
+
+
+def _interpreter(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and _path(value[0]) and _texts(value[1]) and _text(value[2])
+
+
+def _ports(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 5 and all(type(port) is int and 0 < port < 65536 for port in value)
+
+
+def _streams(value: object) -> bool:
+    names = {"stdin", "stdout", "stderr"}
+    return isinstance(value, dict) and {*value} == names and all(type(given) is bool for given in value.values())
+
+
+def _environment(value: object) -> bool:
+    return isinstance(value, dict) and all(_text(name) and _text(text) for name, text in value.items())
+
+
+# Every key of an order that is taken from a server, and how it must look. What is not here is ours to say.
+ORDER: dict[str, Callable[[object], bool]] = {
+    "kernel": lambda value: isinstance(value, str) and bool(NAME.fullmatch(value)),
+    "owner": _text,
+    "trees": lambda value: isinstance(value, list) and len(value) <= 64 and all(map(_path, value)),
+    "view": _text,
+    "root": _path,
+    "interpreter": _interpreter,
+    "argv": lambda value: value is None or (_texts(value) and value != []),
+    "arguments": _texts,
+    "cwd": _path,
+    "connection": lambda value: _texts(value) and len(value) == 2,  # type: ignore[arg-type]
+    "environment": _environment,
+    "key": _text,
+    "streams": _streams,
+    "sockets": lambda value: isinstance(value, str) and bool(SOCKETS.fullmatch(value)),
+    "ports": _ports,
+}
+
+# What the view makes itself: no tree of a server's may lie over or under it.
+TAKEN = ("/proc", "/dev", "/sys", "/etc", "/run", "/home/user", "/mnt/workspace", "/workspace")
+
+
+def order(request: Request) -> Request:
+    """What of a request to start is taken, each part well-formed. Raises RequestError."""
+    for key, well in ORDER.items():
+        if key not in request or not well(request[key]):
+            raise RequestError(f"a request to start says nothing that can be meant by {key}")
+    return {key: request[key] for key in ORDER}
+
+
+def check_trees(trees: list[str], home: str) -> None:
+    """Host folders that may be shown: nothing of the view's own, no home folder. Raises RequestError."""
+    links = [path for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if os.path.islink(path)]
+    for tree in trees:
+        if any((tree + "/").startswith(place + "/") for place in (*TAKEN, *links)) or _above(tree, (*TAKEN, home)):
+            raise RequestError(f"a kernel cannot be shown the folder {tree!r}")
+
+
+def _above(folder: str, places: tuple[str, ...]) -> bool:
+    return any((place + "/").startswith(folder.rstrip("/") + "/") for place in places if place)
+
+
+def check_stream(descriptor: int) -> None:
+    """A pipe, or /dev/null: through anything else a kernel would reach what its profile does not grant."""
+    about = os.fstat(descriptor)
+    if not stat.S_ISFIFO(about.st_mode) and (stat.S_IFMT(about.st_mode), about.st_rdev) != NULL:
+        raise RequestError(
+            "a standard stream is neither a pipe nor /dev/null", remedy="start the kernel without a stdout of its own"
+        )
+
+
+NULL = (stat.S_IFCHR, os.makedev(1, 3))
+
+
+def check_folder(descriptor: int, what: str) -> None:
+    """A folder that whoever sent it could open for reading."""
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        raise RequestError(f"the descriptor of {what} is not an open folder")
+
+
+# ---- the supervisor --------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, slots=True)
+class Peer:
+    """A server, or the command line."""
+
+    socket: socket.socket
+    greeted: bool = False
+    kernels: set[str] = field(default_factory=set)  # those it has started and not forgotten
+
+
+class Starts:
+    """When the last kernels were started, in memory of the service: whoever comes after us must not begin anew."""
+
+    def __init__(self, file: int, most: int) -> None:
+        self.most = most
+        self._times = memoryview(mmap.mmap(file, 8 * most)).cast("d")
+
+    def note(self) -> None:
+        """Raises RequestError where there were too many within a minute."""
+        times, now = self._times.tolist(), time.monotonic()
+        oldest = times.index(min(times))
+        if times[oldest] and now - times[oldest] < MINUTE:
+            wait = MINUTE - (now - times[oldest])
+            raise RequestError(
+                f"you have started {self.most} kernels within a minute, and this machine's service allows no more",
+                remedy=f"try again in {wait:.0f} s",
+            )
+        self._times[oldest] = now
+
+
+class Hosted(Supervisor):
+    """`service`: our end of the channel from which connections come, and the lifeline."""
+
+    def __init__(self, service: socket.socket, settings: policy.Settings, person: Person, starts: Starts) -> None:
+        super().__init__(service)
+        self.settings, self.person, self.starts = settings, person, starts
+        self.home = os.path.realpath(pwd.getpwuid(person.uid).pw_dir)
+        self.peers: list[Peer] = []
+        self.given = 0  # connections that the service has handed to us
+        self.refusal: IsolatedPythonError | None = None  # why we can serve nobody
+
+    def begin(self, identities: int, cache: str) -> None:
+        """Move into the user's cgroup, and build what all kernels share."""
+        try:
+            self.groups = cgroup.choose().open()
+            self.groups.limit(self.settings.each_user.together)
+            helpers = self.groups.group("helpers")
+            helpers.limit(HELPERS)
+            helpers.attach(os.getpid())
+            log = Log(self.settings.audit, uid=self.person.uid)
+            folder = places.private_folder()
+            self._settle(sys.executable, folder, cache, log, OfOnePerson(identities), self.person)
+        except (IsolatedPythonError, OSError) as error:
+            self.refusal = (
+                error if isinstance(error, IsolatedPythonError) else RequestError(f"the service cannot begin: {error}")
+            )
+
+    # ---- what a server may ask -------------------------------------------------------------------------------------
+
+    def greet(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """The first request of a server. The answer says where its kernels' sockets will be."""
+        if self.refusal is not None:
+            raise self.refusal
+        peer.greeted = True
+        reply(folder=self.folder, version=__version__)
+
+    def resolve(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """What a profile of root's comes to, with these changes, under root's ceiling."""
+        resolved = self._resolved(request)
+        reply(profile=resolved.profile.to_wire(), notes=resolved.notes)
+
+    def show(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """As `see`, of a file that lives in memory: any other could keep us waiting."""
+        try:
+            fcntl.fcntl(descriptors[0], F_GET_SEALS)
+            bounded = os.fstat(descriptors[0]).st_size <= LARGEST_VIEW
+        except (OSError, IndexError):
+            bounded = False
+        if not bounded or not _text(request.get("digest")) or not isinstance(request.get("replaces"), str | None):
+            raise RequestError("a view is a short file in memory, and its digest")
+        if len(self.views) >= MOST_VIEWS:
+            del self.views[next(digest for digest in self.views if digest)]
+        self.see(request, descriptors, reply)
+
+    def launch(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """As `start`, with `named` and `overrides` in the place of a profile."""
+        wanted = order(request)
+        name, most = wanted["kernel"], self.settings.each_user.kernels
+        if any(name in other.kernels for other in self.peers if other is not peer):
+            raise RequestError(f"the kernel {name} is another server's")
+        held = sum(len(each.kernels) for each in self.peers)
+        if name not in peer.kernels and held >= most:
+            raise RequestError(
+                f"you have {held} kernels, and this machine's service gives each user no more than {most}",
+                remedy="shut some of them down",
+            )
+        self.starts.note()
+        profile = self._resolved(request).profile
+        check_trees(wanted["trees"], self.home)
+        self._check_descriptors(wanted["streams"], profile, descriptors)
+        if wanted["argv"] is not None:  # executed by a zygote of our own installation, which must see that
+            wanted["trees"] = [*wanted["trees"], *interpreters.own_base(), zygotes.ROOT]
+            wanted["root"] = zygotes.ROOT
+        peer.kernels.add(name)
+        self.start({**wanted, "profile": profile.to_wire(), "pool": 0}, descriptors, reply)
+
+    def signalled(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        if request["kernel"] not in peer.kernels:
+            raise RequestError("there is no such kernel of this server's")
+        self.signal(request, descriptors, reply)
+
+    def let_go(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """As `forget`, for any kernel of this user."""
+        for each in self.peers:
+            each.kernels.discard(request["kernel"])
+        self.forget(request, descriptors, reply)
+
+    def ended(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """As `forget`, of the command line: the server that owns the kernel is told, and lets go of it itself."""
+        sandbox = self.sandboxes.get(request["kernel"])
+        if sandbox is not None:
+            sandbox.forget()
+        reply()
+
+    def counted(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        self.report(request, descriptors, reply)
+
+    SERVERS: ClassVar[dict[str, Callable[..., None]]] = {
+        "resolve": resolve,
+        "see": show,
+        "start": launch,
+        "signal": signalled,
+        "forget": let_go,
+        "list": counted,
+    }
+
+    # Before a hello: what the command line may ask.
+    STRANGERS: ClassVar[dict[str, Callable[..., None]]] = {"hello": greet, "list": counted, "kill": ended}
+
+    # ---- what it is held against -----------------------------------------------------------------------------------
+
+    def _resolved(self, request: Request) -> sources.Resolved:
+        named, overrides = request.get("named"), request.get("overrides")
+        if not isinstance(named, str) or not isinstance(overrides, dict):
+            raise RequestError("a request names no profile")
+        folders = [Path(path) for path in self.settings.policy]
+        for folder in folders:
+            places.roots_own(folder)
+        ceilings = [folder for folder in folders if (folder / "ceiling.toml").exists()] or [policy.CEILING]
+        profiles = [*(folder / "profiles" for folder in folders), sources.SHIPPED]
+        changes = [("the configuration", overrides)] if overrides else []
+        return sources.load(named, changes, folders=profiles, ceilings=ceilings)
+
+    def _check_descriptors(self, streams: dict[str, bool], profile: Profile, descriptors: list[int]) -> None:
+        """Those of the streams, the workspace and the mounts, in this order. Raises RequestError, ProfileError."""
+        rest, files = [*descriptors], profile.files
+        if len(rest) != sum(streams.values()) + (files.workspace != "none") + len(files.mounts):
+            raise RequestError("a request to start has not the descriptors that its profile asks for")
+        for _ in range(sum(streams.values())):
+            check_stream(rest.pop(0))
+        if files.workspace != "none":
+            self._check_workspace(rest.pop(0))
+        for grant in files.mounts:
+            folder = rest.pop(0)
+            check_folder(folder, "a granted folder")
+            # Whoever owns it: it is mounted with the rights that this user has there, less those of a group.
+            if os.readlink(f"/proc/self/fd/{folder}") != os.path.realpath(grant.source):
+                raise RequestError(f"the descriptor for {grant.source!r} is of another folder")
+
+    def _check_workspace(self, folder: int) -> None:
+        check_folder(folder, "the workspace")
+        path = os.readlink(f"/proc/self/fd/{folder}")
+        if os.fstat(folder).st_uid != self.person.uid:
+            raise RequestError(
+                f"the notebook's folder {path!r} belongs to another user", remedy="copy it into a folder of your own"
+            )
+        if (self.home + "/").startswith(path.rstrip("/") + "/"):
+            raise ProfileError(
+                f"the notebook lies in {path!r}, and a kernel must not see a whole home folder with its dotfiles",
+                remedy="move the notebook into a folder of its own",
+            )
+
+    # ---- connections -----------------------------------------------------------------------------------------------
+
+    def _from_server(self) -> None:
+        """From the service: another connection, or the end."""
+        message, descriptors = packets.receive(self.server)
+        if message is None:
+            raise SystemExit(0)
+        self.given += 1
+        peer = Peer(socket.socket(fileno=descriptors[0]))
+        peer.socket.setblocking(False)  # who does not take an answer is hung up on
+        self.peers.append(peer)
+        self.loop.listen(peer.socket, partial(self._from_peer, peer))
+
+    def _from_peer(self, peer: Peer) -> None:
+        request, descriptors = received(peer.socket)
+        if request is None:
+            self._hang_up(peer)
+            return
+        verb = (self.SERVERS if peer.greeted else self.STRANGERS).get(word(request.get("verb")))
+        if self.refusal is not None and verb is not Hosted.greet:
+            verb = None
+        self._answer(request, descriptors, verb and partial(verb, self, peer), partial(self._tell, peer))
+
+    def _tell(self, peer: Peer, message: dict[str, Any]) -> None:
+        if peer in self.peers:
+            try:
+                packets.send(peer.socket, message)
+            except OSError:  # gone, or deaf
+                self.loop.later(0.0, partial(self._hang_up, peer))
+
+    def _hang_up(self, peer: Peer) -> None:
+        """The end of a server is the end of its kernels, also of those that are on their way."""
+        if peer not in self.peers:
+            return
+        self.peers.remove(peer)
+        self.loop.ignore(peer.socket)
+        peer.socket.close()
+        for name in peer.kernels:
+            sandbox = self.sandboxes.get(name)
+            if sandbox is not None:
+                sandbox.forget()
+            if self.shared is not None:
+                self.shared.relay.close(name)
+        if not self.peers:
+            self._tell_service({"event": "idle", "given": self.given})
+
+    def _tell_service(self, message: dict[str, Any]) -> None:
+        try:
+            packets.send(self.server, message)
+        except OSError:
+            raise SystemExit(0) from None
+
+    def _ended(self, sandbox: Sandbox, status: int, reason: str) -> None:
+        event = {"event": "ended", "kernel": sandbox.name, "status": status, "reason": reason, "words": sandbox.words}
+        for peer in self.peers:  # those of this user to whom the name says nothing pay no heed to it
+            if peer.greeted:
+                self._tell(peer, event)
+
+    # ---- zygotes ---------------------------------------------------------------------------------------------------
+
+    def _start_zygote(self, kind: zygotes.Kind, made: Plan, uid: int | None) -> zygotes.Zygote:
+        """It may be a program of the user's own: so it does not write to our log, and there are not too many."""
+        if len(self.zygotes) >= MOST_ZYGOTES:
+            oldest = self.zygotes.pop(next(iter(self.zygotes)))
+            self.loop.ignore(oldest.control)
+            oldest.control.close()
+            os.kill(oldest.pid, signal.SIGKILL)  # a child of ours that nobody has reaped
+        return zygotes.start(kind, made.view, uid, self._cradle, Words(self.loop))
+
+    def _zygote_ended(self, zygote: zygotes.Zygote) -> None:
+        super()._zygote_ended(zygote)
+        if zygote.words is not None:
+            zygote.words.close()
+
+    def close(self) -> None:
+        """Take everything down. Our own cgroup is left to the service: we are in it."""
+        self.groups = None
+        if self.refusal is None:
+            super().close()
+
+
+def main() -> None:
+    """Serve the user that the service names at descriptor 3, until it hangs up."""
+    os.umask(0o077)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    service = socket.socket(fileno=3)
+    service.set_inheritable(False)
+    told, (identities, starts) = packets.receive(service)
+    if told is None:
+        return
+    settings = policy.Settings.from_wire(told["settings"])
+    person = Person(told["uid"], told["gid"])
+    hosted = Hosted(service, settings, person, Starts(starts, settings.each_user.starts))
+    hosted.begin(identities, told["cache"])
+    try:
+        hosted.serve()
+    except ProtocolError:
+        pass
+    finally:
+        hosted.close()

@@ -1,0 +1,93 @@
+"""What the privileged service gives each user of a machine, and where it finds its policy."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from isolated_python.errors import ProfileError
+from isolated_python.policy import parse, units
+from isolated_python.policy.profile import GiB, Resources
+
+CONFIG = "/etc/isolated-python/service.toml"
+SOCKET = "/run/isolated-python/service.sock"
+CEILING = Path(__file__).with_name("ceiling_of_service")  # the folder of the ceiling where the site has none
+
+
+@dataclass(frozen=True, slots=True)
+class EachUser:
+    """The quota of one uid, whatever number of servers it runs."""
+
+    kernels: int = 16
+    starts: int = 60  # of kernels, and again of connections, a minute
+    servers: int = 8  # connections at a time
+    memory: int | None = 8 * GiB  # bytes: kernels, and the processes that serve them
+    processes: int | None = 2048  # tasks, of the same
+    cpu: float | None = None  # cores; without, users that want more than there is get equal shares
+
+    @property
+    def together(self) -> Resources:
+        return replace(Resources(), memory=self.memory, processes=self.processes, cpu=self.cpu)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    socket: str = SOCKET
+    policy: tuple[str, ...] = (
+        "/etc/jupyter/isolated-python",
+    )  # folders with profiles/ and ceiling.toml, first hit wins
+    audit: str = "/var/log/isolated-python/audit.jsonl"
+    each_user: EachUser = field(default_factory=EachUser)
+
+    def to_wire(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_wire(wire: Mapping[str, Any]) -> Settings:
+        each_user = EachUser(**wire["each_user"])
+        return Settings(**{**wire, "policy": tuple(wire["policy"]), "each_user": each_user})
+
+
+def _path(key: str, value: object) -> str:
+    if not parse.is_text(value) or not value.startswith("/") or "\0" in value:
+        raise ProfileError(f"{key} = {units.shown(value)} is not an absolute path", remedy=f'write {key} = "/…"')
+    return value
+
+
+def _paths(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ProfileError(f"{key} is not a list of folders", remedy=f'write {key} = ["/etc/jupyter/isolated-python"]')
+    return tuple(_path(key, one) for one in value)
+
+
+PLAIN: dict[str, Callable[[str, object], Any]] = {"socket": _path, "policy": _paths, "audit": _path}
+EACH_USER: dict[str, Callable[[str, object], Any]] = {
+    "kernels": parse.whole,
+    "starts": parse.whole,
+    "servers": parse.whole,
+    "memory": parse.optional(parse.bounded(units.size, "256 MiB")),
+    "processes": parse.optional(parse.bounded(parse.whole, 64)),
+    "cpu": parse.optional(parse.number),
+}
+
+
+def read(text: str, source: str) -> Settings:
+    """The settings that a TOML file says. Raises ProfileError, with `source` in it."""
+    try:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"{source} is not TOML: {str(error)[:200]}", remedy="mend that line") from None
+    try:
+        parse.known("", tables, (*PLAIN, "each_user"))
+        quota = tables.get("each_user", {})
+        if not isinstance(quota, Mapping):
+            raise ProfileError("each_user is not a table", remedy="write its keys under [each_user]")
+        parse.known("each_user", quota, EACH_USER)
+        changed = {key: EACH_USER[key](f"each_user.{key}", value) for key, value in quota.items()}
+        plain = {key: PLAIN[key](key, value) for key, value in tables.items() if key in PLAIN}
+    except ProfileError as error:
+        raise ProfileError(f"{source}: {error.message}", remedy=error.remedy) from None
+    return Settings(**plain, each_user=EachUser(**changed))

@@ -1,0 +1,570 @@
+"""The privileged service, and clients that mean it no good. Each attack is also looked at from beside: bob goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from isolated_python.engine.identities import COUNT, FIRST
+from isolated_python.errors import ProfileError
+from isolated_python.linux import packets
+from isolated_python.policy import service as policy
+
+from tests.conftest import BIN, Ordinary
+from tests.kernel.conftest import cgroups_of, outlive, serve, watched
+from tests.machine import PYTHON, USERS, Caller, Service, person, seqpacket, service, user
+
+QUOTA = '[each_user]\nkernels = 3\nstarts = 10000\nservers = 8\nmemory = "1 GiB"\nprocesses = 1000\n'
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the service is root's")
+
+
+@pytest.fixture
+def alice() -> Iterator[Ordinary]:
+    with user(USERS[0]) as one:
+        yield one
+
+
+@pytest.fixture
+def bob() -> Iterator[Ordinary]:
+    with user(USERS[1]) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Service]:
+    """One service for all questions that leave it as it was."""
+    with service(QUOTA) as one:
+        yield one
+
+
+@pytest.fixture
+def own() -> Iterator[Service]:
+    with service(QUOTA) as one:
+        yield one
+
+
+@contextlib.contextmanager
+def opened(path: Path | str, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def works(shared: Service, who: Ordinary) -> None:
+    """A user gets a kernel, as ever."""
+    with Caller(shared.path, who) as caller:
+        assert psutil.pid_exists(caller.started("as-ever"))
+
+
+# ---- what it is for --------------------------------------------------------------------------------------------------
+
+
+def test_an_unprivileged_server_gets_limits_and_an_identity(shared: Service, alice: Ordinary) -> None:
+    """A cgroup, whatever version this host has; a host uid of the kernel's own; files that stay their owner's."""
+    with serve(False, alice, ISOLATED_PYTHON_SERVICE=shared.path) as server:
+        server.cgroup = True
+        pid = server.start()["pid"]
+        assert FIRST <= psutil.Process(pid).uids().real < FIRST + COUNT
+        assert server.text("open('made', 'w').write('x'); import os; print(os.getuid(), os.stat('made').st_uid)")
+        about = (server.folder / "made").stat()
+        assert (about.st_uid, about.st_gid) == (alice.uid, alice.gid)
+        server.start("small", {"resources": {"memory": "192 MiB", "tmp": "16 MiB", "shm": "16 MiB"}})
+        assert "resources.memory" in server.run("x = bytearray(300 << 20)", "small")["text"]
+        server.ask("restart", name="kernel")
+        assert server.text("print(6 * 7)") == "42"
+        mine = [one["state"] for one in json.loads(command(shared, alice, "list", "--json").stdout)]
+        assert mine == ["running"] or mine == ["running", "running"]
+    shared.clear()
+
+
+def command(shared: Service, who: Ordinary, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = who.environment | {"ISOLATED_PYTHON_SERVICE": shared.path}
+    process = who.start([f"{BIN}/jupyter-isolated", *words], env=environment)
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 0, complained
+    return subprocess.CompletedProcess(words, 0, said, complained)
+
+
+def test_a_kernel_of_another_program_is_started_too(shared: Service, alice: Ordinary) -> None:
+    """By execve, from a zygote of the service's own installation."""
+    with serve(False, alice, ISOLATED_PYTHON_SERVICE=shared.path) as server:
+        server.cgroup = True
+        argv = ["/usr/bin/env", f"{BIN}/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        server.start(spec={"argv": argv})
+        assert server.text("import os; print(os.getuid())") == "1000"
+
+
+# ---- other users -----------------------------------------------------------------------------------------------------
+
+
+def test_the_kernels_of_one_user_are_nothing_to_another(shared: Service, alice: Ordinary, bob: Ordinary) -> None:
+    """Neither listed, nor signalled, nor ended, nor connected to."""
+    with Caller(shared.path, alice) as hers, Caller(shared.path, bob) as his, opened_pidfd(hers.started()) as pidfd:
+        assert hers.ask("list")["total"] == 1
+        assert his.ask("list")["total"] == 0
+        assert "error" in his.ask("signal", kernel="kernel", signal=9)
+        his.ask("forget", kernel="kernel")
+        with Caller(shared.path, bob, hello=False) as stranger:
+            stranger.ask("kill", kernel="kernel")
+        channels = [f"{hers.folder}/clients/0123abcd-{number}" for number in range(1, 6)]
+        for who, expected in ((alice, None), (bob, PermissionError)):
+            for path in channels:
+                assert refusal_of(path, who) is expected
+        with person(bob).acting(), pytest.raises(PermissionError):
+            os.listdir(f"{hers.folder}/clients")
+        assert not ended(pidfd)
+        # A name is one user's own: bob's kernel of the same name is another.
+        assert his.started() != hers.ask("list")
+    shared.clear()
+
+
+@contextlib.contextmanager
+def opened_pidfd(pid: int) -> Iterator[int]:
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def ended(pidfd: int, seconds: float = 0.2) -> bool:
+    return not outlive({os.dup(pidfd): "it"}, seconds)
+
+
+def refusal_of(path: str, who: Ordinary) -> type[OSError] | None:
+    with person(who).acting(), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+        try:
+            one.connect(path)
+        except OSError as error:
+            return type(error)
+    return None
+
+
+def test_a_uid_that_is_no_user_has_no_quota(shared: Service) -> None:
+    """A range of uids in somebody's user namespace is not so many users."""
+    nobody = Ordinary(3_000_123, 3_000_123, Path("/"))
+    with Caller(shared.path, nobody, hello=False) as caller:
+        assert "no user of this machine" in caller.ask("hello")["message"]
+
+
+def test_root_is_told_to_do_without(shared: Service) -> None:
+    with Caller(shared.path, Ordinary(0, 0, Path("/")), hello=False) as caller:
+        assert "root needs no service" in caller.ask("hello")["message"]
+
+
+# ---- profiles --------------------------------------------------------------------------------------------------------
+
+
+def test_no_client_gets_a_weaker_kernel_than_root_allows(own: Service, alice: Ordinary) -> None:
+    """A profile that is sent is not read; the layers stay under the ceiling; mounts are refused; files are root's."""
+    weak = {"files": {"workspace": "none"}, "layers": {"seccomp": "off", "net": "off", "landlock": "prefer"}}
+    with Caller(own.path, alice) as caller:
+        answer = caller.ask("resolve", named="standard", overrides=weak)
+        assert "error" not in answer, answer
+        assert "error" not in answer, answer
+        layers = answer["profile"]["layers"]
+        assert (layers["seccomp"], layers["net"], layers["landlock"]) == ("require", "require", "require")
+        assert len(answer["notes"]) == 3
+        pid = caller.started(overrides=weak, profile={"name": "mine"})
+        status = Path(f"/proc/{kernel_of(pid)}/status").read_text()
+        assert "Seccomp:\t2" in status
+        assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
+        mounts = {"files": {"workspace": "none", "mounts": [{"source": "/etc", "target": "/data"}]}}
+        assert "does not grant the mount" in caller.ask("resolve", named="standard", overrides=mounts)["message"]
+        hers = alice.home / ".jupyter" / "isolated-python" / "profiles"
+        hers.mkdir(parents=True)
+        (hers / "mine.toml").write_text('[layers]\nseccomp = "off"\n')
+        for named in ("mine", "../../../home/mine", str(hers / "mine"), ["standard"], None):
+            assert "error" in caller.ask("resolve", named=named, overrides={})
+        (own.folder / "policy" / "profiles" / "course.toml").write_text('[resources]\nmemory = "3 GiB"\n')
+        assert caller.ask("resolve", named="course", overrides={})["profile"]["resources"]["memory"] == 3 << 30
+        (own.folder / "policy" / "ceiling.toml").write_text('[resources]\nmemory = "128 MiB"\n')
+        assert caller.ask("resolve", named="course", overrides={})["profile"]["resources"]["memory"] == 128 << 20
+        os.chown(own.folder / "policy" / "ceiling.toml", alice.uid, -1)
+        assert "changed by others than root" in caller.ask("resolve", named="course", overrides={})["message"]
+
+
+def kernel_of(pid: int) -> int:
+    return psutil.Process(pid).children()[0].pid
+
+
+# ---- wrong descriptors -----------------------------------------------------------------------------------------------
+
+READ_WRITE: dict[str, Any] = {"overrides": {}}
+
+
+def test_a_workspace_is_a_folder_that_its_user_owns(shared: Service, alice: Ordinary, bob: Ordinary) -> None:
+    """Everything else is refused in a sentence: nothing is mounted with root's rights because somebody says so."""
+    (alice.home / "course").mkdir()
+    (alice.home / "file").write_text("x")
+    os.chown(alice.home / "course", alice.uid, alice.gid)
+    os.chmod(bob.home, 0o755)
+    read, write = os.pipe()
+    with Caller(shared.path, alice) as caller:
+        caller.started("good", [read], overrides={"files": {"workspace": "none"}}, streams=streams("stdin"))
+        held = count(shared, alice)
+        for path, flags, says in (
+            ("/root", os.O_RDONLY | os.O_DIRECTORY, "another user"),
+            ("/", os.O_RDONLY | os.O_DIRECTORY, "another user"),
+            (str(bob.home), os.O_RDONLY | os.O_DIRECTORY, "another user"),
+            (str(alice.home.parent), os.O_RDONLY | os.O_DIRECTORY, "whole home folder"),
+            (str(alice.home / "course"), os.O_PATH, "not an open folder"),
+            (str(alice.home / "file"), os.O_RDONLY, "not an open folder"),
+            ("/dev/null", os.O_RDONLY, "not an open folder"),
+        ):
+            with opened(path, flags) as descriptor:
+                assert says in caller.start("bad", [descriptor], **READ_WRITE)["message"], path
+        for wrong in ([], [read, write], [read] * 60):
+            assert "descriptors" in caller.start("bad", wrong, **READ_WRITE)["message"]
+        ours, theirs = socket.socketpair()
+        with ours, theirs, opened(alice.home / "course") as folder:
+            for stream in (ours.fileno(), folder):
+                answer = caller.start("bad", [stream], streams=streams("stdout"))
+                assert "neither a pipe nor /dev/null" in answer["message"]
+        assert count(shared, alice) <= held + 2  # each of these would have left one, at least
+    os.close(read)
+    os.close(write)
+
+
+def streams(*given: str) -> dict[str, bool]:
+    return {name: name in given for name in ("stdin", "stdout", "stderr")}
+
+
+def count(shared: Service, who: Ordinary) -> int:
+    return len(os.listdir(f"/proc/{shared.supervisor(who).pid}/fd"))
+
+
+def test_a_view_is_a_file_in_memory(shared: Service, alice: Ordinary) -> None:
+    """A pipe would keep its reader waiting; a path with .. would be made a device file at a place of root's."""
+    read, write = os.pipe()
+    with Caller(shared.path, alice) as caller, tempfile.TemporaryFile() as plain:
+        for descriptors in ([read], [plain.fileno()], []):
+            answer = caller.ask("see", descriptors, digest="d", replaces=None)
+            assert "file in memory" in answer["message"]
+        for hidden in (
+            [["/usr/lib", ["../../../etc/passwd"]]],
+            [["usr", ["x"]]],
+            [["/usr/../etc", ["x"]]],
+            [[[], 1]],
+            7,
+        ):
+            memory = os.memfd_create("view")
+            os.write(memory, json.dumps({"hidden": hidden, "granted": [], "refused": []}).encode())
+            assert "error" in caller.ask("see", [memory], digest="d", replaces=None), hidden
+            os.close(memory)
+        assert "error" in caller.start(view="d")
+    os.close(read)
+    os.close(write)
+
+
+def test_no_folder_is_shown_that_its_user_cannot_reach(shared: Service, alice: Ordinary, bob: Ordinary) -> None:
+    """Bob's folder is open to all, and lies in one that is closed: alice's kernel does not get there either."""
+    (bob.home / "open").mkdir(mode=0o755)
+    (bob.home / "open" / "secret").write_text("bob's")
+    with Caller(shared.path, alice) as caller:
+        trees = caller.order()["trees"]
+        answer = caller.start(trees=[*trees, str(bob.home / "open")])
+        assert "Permission denied" in answer["message"], answer
+        wrong: list[Any] = ["/", "/home", str(alice.home.parent), "/etc", "/proc/1", "/run/x", "/home/user", "x", 7]
+        for tree in [*wrong, "/usr/../root", "/workspace/x", "/bin/x"]:
+            assert "error" in caller.start(trees=[*trees, tree]), tree
+        alice.home.chmod(0o755)
+        assert psutil.pid_exists(caller.started(trees=[*trees, str(alice.home)]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("kernel", "../x"), ("kernel", []), ("kernel", "x" * 65), ("sockets", "../../x"), ("sockets", ""),
+        ("interpreter", "python"), ("interpreter", ["python", [], ""]), ("argv", []), ("cwd", "x"), ("ports", [0]),
+        ("ports", [True] * 5),
+        ("argv", ["x\0y"]), ("environment", {"A": 1}), ("streams", {}), ("streams", {"stdin": 1}), ("connection", None),
+        ("key", None), ("view", "unknown"), ("root", "../x"), ("named", None), ("overrides", []), ("named", "x" * 9999),
+    ],
+)  # fmt: skip
+def test_an_order_that_is_not_well_formed_is_refused(shared: Service, alice: Ordinary, key: str, value: Any) -> None:
+    with Caller(shared.path, alice) as caller:
+        assert "error" in caller.start(**{"name": "kernel", **caller.order(), key: value})
+
+
+# ---- half requests, and too many -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b"null", b"\xff", b'{"verb": "hello"', b"[" * 100_000, bytes(140_000)])
+def test_half_a_request_ends_its_connection_alone(shared: Service, alice: Ordinary, data: bytes) -> None:
+    with Caller(shared.path, alice) as good, Caller(shared.path, alice, hello=False) as bad:
+        bad.socket.setblocking(True)
+        bad.socket.send(data)
+        assert bad.hung_up()
+        assert "kernels" in good.ask("list")
+
+
+def test_nothing_but_a_greeting_comes_first(shared: Service, alice: Ordinary) -> None:
+    with Caller(shared.path, alice, hello=False) as caller:
+        for verb in ("start", "signal", "forget", "see", "resolve", "", [], None):
+            assert "in this state" in caller.ask(verb, kernel="x")["message"]  # type: ignore[arg-type]
+
+
+def test_a_client_that_floods_and_does_not_listen_is_hung_up_on(
+    shared: Service, alice: Ordinary, bob: Ordinary
+) -> None:
+    """Its answers are kept for it as long as there is room for them, and no longer; bob has his kernel meanwhile."""
+    with Caller(shared.path, alice) as hers, Caller(shared.path, bob) as his:
+        kernel = hers.started()
+        hers.socket.setblocking(False)
+        sent = 0
+        with contextlib.suppress(OSError):
+            for sent in range(100_000):
+                try:
+                    packets.send(hers.socket, {"id": sent, "verb": "list"})
+                except BlockingIOError:
+                    if sent % 50 == 0:
+                        his.ask("list")
+        with opened_pidfd_or_gone(kernel) as pidfd:
+            his.started()
+            assert ended(pidfd, 20)
+    shared.clear()
+
+
+@contextlib.contextmanager
+def opened_pidfd_or_gone(pid: int) -> Iterator[int]:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        pidfd, write = os.pipe()  # ready to read, as the pidfd of one who has ended
+        os.close(write)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def test_connections_and_starts_have_a_rate(alice: Ordinary, bob: Ordinary) -> None:
+    """Whoever has used up theirs is told how long to wait, a new connection does not begin anew, others go on."""
+    with service("[each_user]\nstarts = 4\n") as shared:
+        for number in range(2):
+            with Caller(shared.path, alice) as caller:
+                caller.started(f"a-{number}")
+                caller.ask("forget", kernel=f"a-{number}")
+                caller.start(f"b-{number}")
+            shared.clear()
+        with Caller(shared.path, alice) as caller:
+            assert "within a minute" in caller.start()["message"]
+        with Caller(shared.path, alice), Caller(shared.path, alice, hello=False) as caller:
+            assert "connected 4 times" in caller.ask("hello")["message"]
+            works(shared, bob)
+
+
+def test_a_user_has_a_quota_of_kernels_over_all_servers(shared: Service, alice: Ordinary, bob: Ordinary) -> None:
+    with Caller(shared.path, alice) as one, Caller(shared.path, alice) as other:
+        for number in range(3):
+            (one, other)[number % 2].started(f"kernel-{number}", sockets=f"0000000{number}")
+        assert "no more than 3" in other.start("kernel-3")["message"]
+        assert "another server's" in one.start("kernel-1")["message"]
+        works(shared, bob)
+        one.ask("forget", kernel="kernel-0")
+        other.started("kernel-3", sockets="00000003")
+
+
+def test_the_limits_of_a_user_hold_for_all_kernels_together(shared: Service, alice: Ordinary, bob: Ordinary) -> None:
+    """Three kernels of 768 MiB each are granted, and the user has 1 GiB; bob's memory is not asked for it."""
+    grant = {"resources": {"memory": "768 MiB", "tmp": "16 MiB", "shm": "16 MiB"}}
+    with (
+        serve(False, alice, ISOLATED_PYTHON_SERVICE=shared.path) as hers,
+        serve(False, bob, ISOLATED_PYTHON_SERVICE=shared.path) as his,
+    ):
+        hers.cgroup = his.cgroup = True
+        his.start(overrides=grant)
+        his.text("x = bytearray(400 << 20)")
+        for name in ("a", "b"):
+            hers.start(name, overrides=grant)
+        assert hers.text("x = bytearray(550 << 20); print(1)", "a") == "1"
+        killed = hers.run("y = bytearray(600 << 20)", "b")["status"] == "dead"
+        assert killed or not hers.ask("alive", name="a")["alive"]  # which of them is Linux's choice
+        assert his.text("print(len(x) >> 20)") == "400"
+
+
+# ---- ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seen", [0, 1])
+def test_a_client_that_goes_in_mid_start_leaves_nothing(shared: Service, alice: Ordinary, seen: int) -> None:
+    """At once, and when the kernel of another of its requests stands."""
+    caller = Caller(shared.path, alice)
+    first = caller.send("start", **caller.order("first"))
+    caller.send("start", **caller.order("second", sockets="00000002"))
+    if seen:
+        caller.answer(first)
+    caller.close()
+    shared.clear()
+    assert not [line for line in groups() if line not in BEFORE]
+
+
+def groups() -> set[str]:
+    return {folder for folder, _, _ in os.walk("/sys/fs/cgroup") if "isolated-python-" in folder and dead(folder)}
+
+
+def dead(folder: str) -> bool:
+    """Of a supervisor that has ended: those of other runs on this machine live."""
+    pid = next(part for part in folder.split("/") if part.startswith("isolated-python-")).split("-")[2]
+    return not os.path.exists(f"/proc/{pid}")
+
+
+BEFORE = groups() if os.geteuid() == 0 else set()
+
+
+def test_the_kernels_of_a_server_end_with_it_and_no_others(shared: Service, alice: Ordinary) -> None:
+    with Caller(shared.path, alice) as stays:
+        goes = Caller(shared.path, alice)
+        with (
+            opened_pidfd(stays.started("stays")) as one,
+            opened_pidfd(goes.started("goes", sockets="00000002")) as other,
+        ):
+            assert stays.ask("list")["total"] == 2
+            goes.close()
+            assert ended(other, 20)
+            assert not ended(one)
+            assert not Path(f"{stays.folder}/clients/00000002-1").exists()
+    shared.clear()
+
+
+@pytest.mark.parametrize("who", ["supervisor", "service"])
+def test_a_death_leaves_nothing(alice: Ordinary, who: str) -> None:
+    """Killed with SIGKILL: what the supervisor of a user could not do, the service does; then systemd."""
+    with service() as shared:
+        with Caller(shared.path, alice) as caller:
+            caller.started()
+            supervisor = shared.supervisor(alice)
+            below = watched(shared.below())
+            if who == "supervisor":
+                supervisor.kill()
+                assert outlive(below, 20) == []
+                assert cgroups_of(supervisor.pid) == [] or not ended_groups(supervisor.pid)
+                works_again(shared, alice)
+            else:
+                shared.process.kill()
+                shared.process.communicate()
+                assert outlive(below, 20) == []
+                shared.process = Service(shared.folder, "").process
+                assert cgroups_of(supervisor.pid) == []
+        if who == "supervisor":
+            shared.clear()
+
+
+def ended_groups(pid: int) -> list[str]:
+    """The undertaker may be at work on it yet: its end is waited for in `clear`."""
+    return [folder for folder in cgroups_of(pid) if Path(folder, "cgroup.procs").read_text()]
+
+
+def works_again(shared: Service, who: Ordinary) -> None:
+    works(shared, who)
+
+
+def test_a_zygote_that_is_a_users_own_program_is_bounded_and_ends(
+    shared: Service, alice: Ordinary, bob: Ordinary
+) -> None:
+    """It runs before any sandbox closes: under a uid of its user's supervisor alone, in that user's cgroup, and what it
+    leaves behind goes with the connection.
+    """
+    script = alice.home / "zygote"
+    script.write_text("#!/bin/sh\necho it comes to nothing >&2\nsetsid sleep 3600 & setsid sleep 3600 &\nexit 1\n")
+    script.chmod(0o755)
+    alice.home.chmod(0o755)
+    with Caller(shared.path, alice) as caller, Caller(shared.path, bob) as his:
+        his.started()
+        trees = [*caller.order()["trees"], str(alice.home)]
+        answer = caller.start(trees=trees, interpreter=[str(script), [], ""])
+        assert "it comes to nothing" in answer["message"]
+        hers, others = (strangers(one) for one in (caller, his))
+        assert len(hers) == 2
+        assert {one.uids().real for one in hers}.isdisjoint(one.uids().real for one in others)
+        fds = watched(hers)
+        caller.close()
+        assert outlive(fds, 20) == []
+        assert his.ask("list")["total"] == 1
+
+
+LIAR = """#!{python} -IS
+import json, socket
+service = socket.socket(fileno=3)
+service.send(json.dumps({{"event": "ready"}}).encode())
+for _ in range(500):
+    service.send(json.dumps({{"event": "forked"}}).encode())
+service.recv(100)
+service.recv(100)
+"""
+
+
+def test_a_zygote_that_lies_about_births_gets_no_cgroups_for_them(shared: Service, alice: Ordinary) -> None:
+    script = alice.home / "zygote"
+    script.write_text(LIAR.format(python=PYTHON))
+    script.chmod(0o755)
+    alice.home.chmod(0o755)
+    with Caller(shared.path, alice) as caller:
+        order = caller.order(trees=[*caller.order()["trees"], str(alice.home)], interpreter=[str(script), [], ""])
+        asked = caller.send("start", **order)
+        while caller.ask("list")["total"] and caller.ask("list")["kernels"][0]["memory"] is None:
+            pass  # it has not been given a group yet
+        groups = cgroups_of(int(caller.folder.rsplit("-", 2)[1]))
+        assert len([path for path in groups if "/kernel-" in path]) <= 2 * len([p for p in groups if "helpers" in p])
+        caller.ask("forget", kernel="kernel")
+        assert "error" in caller.answer(asked)
+    shared.clear()
+
+
+def strangers(caller: Caller) -> list[psutil.Process]:
+    """What runs below a user's supervisor and outside of any sandbox, under another uid than root's; not the relay."""
+    supervisor = psutil.Process(int(caller.folder.rsplit("-", 2)[1]))
+    living = [one for one in supervisor.children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in living if one.uids().real >= FIRST and "relay" not in " ".join(one.cmdline())]
+
+
+# ---- its settings ----------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_read_once_and_strictly() -> None:
+    text = 'socket = "/run/x.sock"\n[each_user]\nmemory = "4 GiB"\ncpu = 2.5\nprocesses = "unlimited"\n'
+    settings = policy.read(text, "service.toml")
+    assert (settings.socket, settings.each_user.memory, settings.each_user.cpu) == ("/run/x.sock", 4 << 30, 2.5)
+    assert settings.each_user.processes is None
+    assert policy.Settings.from_wire(json.loads(json.dumps(settings.to_wire()))) == settings
+    for wrong in (
+        "sockets = 1", 'socket = "x"', "policy = []", "[each_user]\nmemory = 5", "each_user = 3",
+        "[each_user]\nkernel = 1", "[each_user]\nkernels = 0", "[", 'policy = ["relative"]',
+        "[each_user]\nstarts = true",
+    ):  # fmt: skip
+        with pytest.raises(ProfileError, match=r"service\.toml"):
+            policy.read(wrong, "service.toml")
+
+
+def test_the_service_obeys_nobody_but_root(alice: Ordinary) -> None:
+    """A settings file that another could change is refused, and so is a start without root."""
+    config = alice.home / "service.toml"
+    config.write_text("")
+    said = subprocess.run([f"{BIN}/jupyter-isolated", "service", "--config", config], capture_output=True, text=True)
+    assert said.returncode == 2
+    assert "changed by others than root" in said.stderr
+    assert alice.run([f"{BIN}/jupyter-isolated", "service"], check=False).returncode == 2
+    assert '"kernels": 16' in alice.run([f"{BIN}/jupyter-isolated", "service", "--check"]).stdout
+
+
+def test_two_services_do_not_share_a_socket(shared: Service) -> None:
+    said = subprocess.run(
+        [f"{BIN}/jupyter-isolated", "service", "--socket", shared.path], capture_output=True, text=True
+    )
+    assert said.returncode == 2
+    assert "already" in said.stderr
+    with seqpacket() as one:
+        one.connect(shared.path)
