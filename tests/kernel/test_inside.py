@@ -28,7 +28,8 @@ def test_what_belongs_to_the_host_does_not_exist(server: Server, tmp_path: objec
     assert os.path.exists("/etc/shadow")
     assert server.text(f"import os; print([p for p in {places!r} if os.path.exists(p)])") == "[]"
     assert (
-        server.text("print(sorted(os.listdir('/home')), sorted(os.listdir('/run')))") == "['user'] ['empty', 'lower']"
+        server.text("print(sorted(os.listdir('/home')), sorted(os.listdir('/run')))")
+        == "['user'] ['empty', 'hidden', 'lower', 'trees']"
     )
 
 
@@ -106,3 +107,19 @@ def test_threads_and_the_tools_that_look_at_processes_work(server: Server) -> No
     assert server.text("import psutil; print(len(psutil.pids()))") == "1"
     code = "import concurrent.futures as f\nwith f.ThreadPoolExecutor(4) as p: print(sum(p.map(abs, [-1] * 9)))"
     assert server.text(code) == "9"
+
+
+def test_the_servers_configuration_is_not_in_its_environment(server: Server) -> None:
+    """etc/jupyter of the prefix may hold a token or a password; share/jupyter holds what nbconvert needs."""
+    import sys
+    from pathlib import Path
+
+    prefix = Path(sys.prefix)
+    (prefix / "etc/jupyter").mkdir(parents=True, exist_ok=True)
+    assert (prefix / "share/jupyter/kernels").is_dir()
+    server.start()
+    found = (
+        "import os, sys; print([os.path.exists(os.path.join(sys.prefix, p)) for p in ('etc/jupyter', 'share/jupyter')])"
+    )
+    assert server.text(found) == "[False, True]"
+    assert server.text("import os; print(os.listdir('/run/hidden'), os.listdir('/run/trees'))") == "[] []"

@@ -18,7 +18,7 @@ from tests.kernel.conftest import Server, cgroups_of, outlive, watched
 
 SOON = 5.0  # seconds
 ONE = {"kernel", "init"}  # victims whose kernel ends, and no other
-REPLACED = {"zygote", "relay", "joiner"}  # victims that no kernel misses
+REPLACED = {"zygote", "relay", "mover"}  # victims that no kernel misses
 
 
 def soon(what: Callable[[], Any], wanted: Any) -> None:
@@ -35,8 +35,8 @@ def processes(server: Server, *inits: int) -> dict[str, int]:
     found = {"server": server.process.pid, "supervisor": supervisor.pid}
     for child in supervisor.children():
         words = " ".join(child.cmdline())
-        if child.pid not in inits:  # who is forked from the zygote has its command line, and so has the joiner
-            name = {"launcher.zygote": "zygote", "relay.broker": "relay", "engine.supervisor": "joiner"}
+        if child.pid not in inits:  # who is forked from the zygote has its command line, and so has the mover
+            name = {"launcher.zygote": "zygote", "relay.broker": "relay", "engine.supervisor": "mover"}
             found[next(name[word] for word in name if word in words)] = child.pid
     return found
 
@@ -57,7 +57,7 @@ def left(pid: int, folder: str) -> dict[str, Any]:
         return {"folder": os.path.exists(folder), "cgroups": cgroups_of(pid)}
 
 
-@pytest.mark.parametrize("victim", ["kernel", "init", "zygote", "relay", "joiner", "supervisor", "server"])
+@pytest.mark.parametrize("victim", ["kernel", "init", "zygote", "relay", "mover", "supervisor", "server"])
 def test_who_is_killed_takes_along_what_hangs_on_it_and_nothing_else(server: Server, victim: str) -> None:
     server.start("b")
     where = server.ask("supervisor")

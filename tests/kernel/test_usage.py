@@ -55,12 +55,14 @@ def test_usage_of_a_kernel_of_another_program_and_of_one_that_was_restarted(limi
     assert usage(limited)["sandbox"]["processes"] > 1
 
 
-def test_without_a_cgroup_the_kernel_answers_itself(server: Server) -> None:
-    """By what it sees: its own processes."""
+def test_what_is_not_limited_or_not_known_is_not_made_up(server: Server) -> None:
+    """Without limits there are none in the answer; where there is no cgroup the kernel answers, by what it sees."""
     server.start(overrides={"layers": {"cgroup": "off"}})
     answer = usage(server)
-    assert "sandbox" not in answer
     assert answer["kernel_memory"] > 1 << 20
+    assert ("sandbox" in answer) == server.cgroup
+    if server.cgroup:
+        assert answer["sandbox"]["limits"] == {"memory": None, "processes": None, "cpu": None}
 
 
 def test_asking_what_a_kernel_uses_does_not_keep_it_from_being_idle(limited: Server) -> None:

@@ -105,6 +105,11 @@ class Sandbox:
         shared.incarnations += 1
 
     @property
+    def limits(self) -> Resources:
+        """What its cgroup holds it to."""
+        return self.profile.limits if self.profile.layers.cgroup != "off" else UNLIMITED
+
+    @property
     def owner(self) -> str:
         """For whom it runs, as far as the server knows."""
         return str(self._order.get("owner", ""))
@@ -180,7 +185,7 @@ class Sandbox:
                 self.plan.notes.append(f"cgroup is missing: {found.message}")
             return
         self.group = found
-        found.limit(self.profile.limits if wanted != "off" else UNLIMITED)
+        found.limit(self.limits)
         self.weigh(WAITS if self._spare else ANSWERS)
 
     def weigh(self, weight: int) -> None:
@@ -517,7 +522,7 @@ class Sandbox:
     def tell_usage(self) -> None:
         """Answer a usage_request, by the relay, with what this sandbox uses and may use."""
         if self.state == "running" and self.group is not None:
-            figures = usage.figures(self.group, self.profile.limits)
+            figures = usage.figures(self.group, self.limits)
             content, self._measured = usage.content(figures, self._measured)
             self._shared.relay.ask("usage", self.name, content=content)
 

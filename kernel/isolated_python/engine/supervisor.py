@@ -200,7 +200,7 @@ class Supervisor:
                 "profile": sandbox.profile.name,
                 "state": sandbox.state,
                 "seconds": round(time.monotonic() - sandbox.began, 1),
-                **usage.figures(sandbox.group, sandbox.profile.limits),
+                **usage.figures(sandbox.group, sandbox.limits),
                 "cpu_weight": sandbox.weight,
                 "weakened": sandbox.plan.notes,
                 "refused": sandbox.refused_most,

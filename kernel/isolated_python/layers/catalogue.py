@@ -68,6 +68,9 @@ def plan(
         raise HostError(
             f"packages cannot be hidden on this host: {cause}", remedy=f"{remedy}, or modules.hidden = false"
         )
+    if not host.lacks("overlay")[0]:
+        hidden = (*hidden, *view.private(trees))
+        parted = tuple(number for number, tree in enumerate(shown) if view.below(tree, hidden))
     targets = tuple(grant.target for grant in profile.files.mounts)
 
     init: list[Step] = [identity.BecomeUser(), *files.plan(profile, shared, parted, workspace_later=workspace_later)]

@@ -70,7 +70,7 @@ class BuildRoot(Step):
 
     def describe(self) -> str:
         count = sum(len(names) for _, names in self.hidden)
-        without = f", without {count} files and folders of packages that are not granted" if count else ""
+        without = f", without {count} files and folders that are not granted" if count else ""
         trees = ", ".join(self.trees) or "nothing more"
         return f"see a root of its own: the system's programs and {trees}, read-only{without}"
 
@@ -144,6 +144,17 @@ def check(hidden: Hidden) -> None:
         for path in (f"{folder}/{name}" for name in names):
             if not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
                 raise ProtocolError(f"{path[:200]!r} is no path that can be hidden")
+
+
+@functools.lru_cache(maxsize=256)
+def private(trees: tuple[str, ...]) -> Hidden:
+    """Jupyter's configuration in the prefixes of a view: a server's may hold its tokens and passwords.
+
+    Looked for once: a zygote's view and its sandboxes' own overlays must agree. What a kernel needs of Jupyter is in
+    share/jupyter: templates, kernelspecs.
+    """
+    prefixes = dict.fromkeys((*trees, "/usr", "/usr/local"))
+    return tuple((f"{prefix}/etc", ("jupyter",)) for prefix in prefixes if os.path.isdir(f"{prefix}/etc"))
 
 
 @functools.lru_cache(maxsize=256)
