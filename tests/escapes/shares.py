@@ -170,7 +170,7 @@ class MovedFolder(Target):
 class NextKernel(Target):
     """A folder in the attacker's workspace, in which the owner starts the next kernels. The harm: one sees a secret."""
 
-    tries = 6
+    tries = 6  # kernels that are started; a plain process is tried more often, for it costs less
 
     def prepare(self) -> None:
         home = bool(self.attack.facts.get("home"))
@@ -183,7 +183,7 @@ class NextKernel(Target):
         self.facts = {"folder": self.folder.name, "secret": str(self.secret)}
 
     def harm(self, said: Said) -> str:
-        for _ in range(self.tries):
+        for _ in range(self.tries if self.inside else 40):
             if self.token in (self._in_a_kernel() if self.inside else self._in_a_process()):
                 return "what was started in that folder was given another"
         return ""
