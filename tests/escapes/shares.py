@@ -19,8 +19,8 @@ from tests.escapes.places import Said
 from tests.escapes.targets import WAITS, Service, Target
 
 # A kernel with little, so that an attack need not ask for much.
-LITTLE = {"resources": {"memory": "128 MiB", "tmp": "16 MiB", "shm": "16 MiB"}}
-MOST_MEMORY, MOST_SCRATCH = 128 * MiB, 16 * MiB
+LITTLE = {"resources": {"memory": "192 MiB", "tmp": "16 MiB", "shm": "16 MiB"}}
+MOST_MEMORY, MOST_SCRATCH = 192 * MiB, 16 * MiB
 FEW = {"resources": {"processes": 64}}
 
 
@@ -63,10 +63,10 @@ class Survivor(Target):
     def remove(self) -> None:
         for _ in range(100):  # some start others when they die
             left = self._found()
-            for one in left:
-                one.suspend()
-            for one in left:
-                one.kill()
+            for act in (psutil.Process.suspend, psutil.Process.kill):
+                for one in left:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        act(one)
             if not left:
                 return
         raise AssertionError(f"left running: {left}")
