@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.places.conftest import SMALL
+from tests.places.conftest import SMALL, locked
 from tests.places.lab import Lab, chromium, settle
 from tests.places.server import Server
 
@@ -155,6 +155,29 @@ def test_the_debugger_stops_at_a_breakpoint_and_goes_on(lab: Lab) -> None:
     lab.command("debugger:continue")
     lab.ended(cell)
     expect(cell.locator(".jp-OutputArea-output").last).to_have_text("42")
+
+
+@pytest.mark.thorough
+def test_a_locked_lab_is_as_useful_and_offers_no_terminal(
+    start: Callable[..., Server], homes: Callable[[], Path], etc: Path, browser: Browser, lab: Lab
+) -> None:
+    """Python 3 is in a sandbox too, and the looks that a person chooses are kept."""
+    expect(lab.page.locator(".jp-LauncherCard[title*=terminal]")).to_have_count(1)  # the control, not locked
+    home = homes()
+    settle(home)
+    file = etc / "jupyter_server_config.py"
+    one = start({}, "jupyterlab", home=home, env=locked(home, etc), configuration=file)
+    tab = Lab(browser, one, lab.pictures)
+    expect(tab.card("Isolated Python")).to_be_visible()
+    expect(tab.page.locator(".jp-LauncherCard[title*=terminal]")).to_have_count(0)
+    tab.notebook("Python 3")
+    cell = tab.run("import os; print(os.path.exists('/etc/shadow'))")
+    expect(cell.locator(".jp-OutputArea-output")).to_have_text("False")
+    chosen = home / ".jupyter/lab/user-settings/@jupyterlab/apputils-extension/themes.jupyterlab-settings"
+    tab.page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    expect(tab.page.locator("body[data-jp-theme-light=false]")).to_have_count(1)
+    tab.close()
+    assert "JupyterLab Dark" in chosen.read_text()
 
 
 @pytest.mark.thorough
