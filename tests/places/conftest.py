@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import somebody
 from tests.places.server import Server
 
 BIN = str(Path(sys.executable).parent)
@@ -39,6 +40,25 @@ def homes() -> Iterator[Callable[[], Path]]:
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     return {"PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8", **more}
+
+
+@pytest.fixture(scope="module")
+def etc() -> Iterator[Path]:
+    """What an administrator has copied from deploy/, with a ceiling that these tests can live under."""
+    with somebody() as person:
+        folder = person.home / "etc"
+        folder.mkdir()
+        shutil.copy(DEPLOY / "jupyter_server_config.py", folder)
+        with (folder / "jupyter_server_config.py").open("a") as file:
+            file.write(f"c.IsolatedProvisioner.overrides = {SMALL!r}\n")
+        (folder / "migrated").touch()
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+
+
+def locked(home: Path, etc: Path) -> dict[str, str]:
+    return environment(home, JUPYTER_CONFIG_DIR=str(etc), PYTHONNOUSERSITE="1")
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,9 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
-# No news from elsewhere, and no cell leaves the page because it has scrolled out of sight.
+# No news from elsewhere, no cell leaves the page because it has scrolled out of sight, and completion is waited for.
 SETTINGS = {
+    "completer-extension/manager": {"providerTimeout": PATIENCE},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }

@@ -70,6 +70,7 @@ class Server:
             arguments.append(f"--config={path}")
         else:
             arguments += [f"--{table}.{key}={value}" for table in NEEDED for key, value in QUIET[table].items()]
+            arguments.append("--LabApp.expose_app_in_browser=True")
         self.said: list[str] = []
         self._ended = threading.Event()
         self.process = subprocess.Popen(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.places.conftest import SMALL
+from tests.places.conftest import SMALL, locked
 from tests.places.lab import Lab, chromium, settle
 from tests.places.server import Server
 
@@ -39,9 +39,13 @@ def server(start: Callable[..., Server], homes: Callable[[], Path]) -> Server:
 
 
 @pytest.fixture
-def lab(browser: Browser, server: Server, tmp_path: Path) -> Iterator[Lab]:
-    lab = Lab(browser, server, tmp_path)
+def lab(request: pytest.FixtureRequest, browser: Browser, server: Server) -> Iterator[Lab]:
+    """A tab, of which a picture stays in .cache/pictures: how it looked when the test was over."""
+    pictures = request.config.rootpath / ".cache" / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    lab = Lab(browser, server, pictures)
     yield lab
+    lab.picture(request.node.name)
     lab.close()
     for session in server.ask("GET", "api/sessions")[1]:
         server.ask("DELETE", f"api/sessions/{session['id']}")
@@ -129,6 +133,51 @@ def test_an_interrupt_ends_the_cell_and_a_restart_forgets(lab: Lab) -> None:
     expect(lab.page.locator(".jp-Dialog")).to_have_count(0)
     lab.ready()
     expect(lab.run("kept").locator(".jp-OutputArea-output").last).to_contain_text("NameError")
+
+
+@pytest.mark.thorough
+def test_the_debugger_stops_at_a_breakpoint_and_goes_on(lab: Lab) -> None:
+    lab.notebook()
+    button = lab.page.locator(".jp-DebuggerBugButton")
+    expect(button).to_have_attribute("title", "Enable Debugger")
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "true")
+    cell = lab.write("def double(number):\n    result = 2 * number\n    return result\nprint(double(21))")
+    # The gutter's first element only keeps its width; the third line is the fourth.
+    cell.locator(".cm-breakpoint-gutter .cm-gutterElement").nth(3).click()
+    expect(cell.locator(".cm-breakpoint-icon")).to_have_count(1)
+
+    lab.begin("def double(number):\n    result = 2 * number\n    return result\nprint(double(21))")
+
+    expect(lab.page.locator(".jp-DebuggerCallstack-body")).to_contain_text("double")
+    expect(lab.page.locator(".jp-debuggerVariables-local")).to_contain_text("result")
+    lab.picture("debugger")
+    lab.command("debugger:continue")
+    lab.ended(cell)
+    expect(cell.locator(".jp-OutputArea-output").last).to_have_text("42")
+
+
+@pytest.mark.thorough
+def test_a_locked_lab_is_as_useful_and_offers_no_terminal(
+    start: Callable[..., Server], homes: Callable[[], Path], etc: Path, browser: Browser, lab: Lab
+) -> None:
+    """Python 3 is in a sandbox too, and the looks that a person chooses are kept."""
+    expect(lab.page.locator(".jp-LauncherCard[title*=terminal]")).to_have_count(1)  # the control, not locked
+    home = homes()
+    settle(home)
+    file = etc / "jupyter_server_config.py"
+    one = start({}, "jupyterlab", home=home, env=locked(home, etc), configuration=file)
+    tab = Lab(browser, one, lab.pictures)
+    expect(tab.card("Isolated Python")).to_be_visible()
+    expect(tab.page.locator(".jp-LauncherCard[title*=terminal]")).to_have_count(0)
+    tab.notebook("Python 3")
+    cell = tab.run("import os; print(os.path.exists('/etc/shadow'))")
+    expect(cell.locator(".jp-OutputArea-output")).to_have_text("False")
+    chosen = home / ".jupyter/lab/user-settings/@jupyterlab/apputils-extension/themes.jupyterlab-settings"
+    tab.page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    expect(tab.page.locator("body[data-jp-theme-light=false]")).to_have_count(1)
+    tab.close()
+    assert "JupyterLab Dark" in chosen.read_text()
 
 
 @pytest.mark.thorough

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from isolated_python.launcher import argv
 
-from tests.conftest import Ordinary, somebody
-from tests.places.conftest import DEPLOY, SMALL, environment
+from tests.conftest import Ordinary
+from tests.places.conftest import environment, locked
 from tests.places.kernel import text
 from tests.places.server import Server
 
@@ -46,25 +46,6 @@ def furnish(home: Path) -> None:
     profiles.mkdir(parents=True)
     for name in ("shared", "standard", "mine"):
         (profiles / f"{name}.toml").write_text(PROFILE)
-
-
-@pytest.fixture(scope="module")
-def etc() -> Iterator[Path]:
-    """What an administrator has copied from deploy/, with a ceiling that these tests can live under."""
-    with somebody() as person:
-        folder = person.home / "etc"
-        folder.mkdir()
-        shutil.copy(DEPLOY / "jupyter_server_config.py", folder)
-        with (folder / "jupyter_server_config.py").open("a") as file:
-            file.write(f"c.IsolatedProvisioner.overrides = {SMALL!r}\n")
-        (folder / "migrated").touch()
-        folder.chmod(0o555)
-        yield folder
-        folder.chmod(0o755)
-
-
-def locked(home: Path, etc: Path) -> dict[str, str]:
-    return environment(home, JUPYTER_CONFIG_DIR=str(etc), PYTHONNOUSERSITE="1")
 
 
 @pytest.fixture(scope="module")
