@@ -451,8 +451,7 @@ def test_a_death_leaves_nothing(alice: Ordinary, who: str) -> None:
             if who == "supervisor":
                 supervisor.kill()
                 assert outlive(below, 20) == []
-                assert cgroups_of(supervisor.pid) == [] or not ended_groups(supervisor.pid)
-                works_again(shared, alice)
+                works(shared, alice)
             else:
                 shared.process.kill()
                 shared.process.communicate()
@@ -461,15 +460,7 @@ def test_a_death_leaves_nothing(alice: Ordinary, who: str) -> None:
                 assert cgroups_of(supervisor.pid) == []
         if who == "supervisor":
             shared.clear()
-
-
-def ended_groups(pid: int) -> list[str]:
-    """The undertaker may be at work on it yet: its end is waited for in `clear`."""
-    return [folder for folder in cgroups_of(pid) if Path(folder, "cgroup.procs").read_text()]
-
-
-def works_again(shared: Service, who: Ordinary) -> None:
-    works(shared, who)
+            assert cgroups_of(supervisor.pid) == []
 
 
 def test_a_zygote_that_is_a_users_own_program_is_bounded_and_ends(
