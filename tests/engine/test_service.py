@@ -192,6 +192,11 @@ def test_no_client_gets_a_weaker_kernel_than_root_allows(own: Service, alice: Or
         assert caller.ask("resolve", named="course", overrides={})["profile"]["resources"]["memory"] == 3 << 30
         (own.folder / "policy" / "ceiling.toml").write_text('[resources]\nmemory = "128 MiB"\n')
         assert caller.ask("resolve", named="course", overrides={})["profile"]["resources"]["memory"] == 128 << 20
+        # Of layers it says nothing, so that they stay as strict; what it names is the administrator's to say.
+        assert caller.ask("resolve", named="course", overrides=weak)["profile"]["layers"] == layers
+        (own.folder / "policy" / "ceiling.toml").write_text('[layers]\nlandlock = "prefer"\n')
+        loosened = caller.ask("resolve", named="course", overrides=weak)["profile"]["layers"]
+        assert loosened == {**layers, "landlock": "prefer"}
         os.chown(own.folder / "policy" / "ceiling.toml", alice.uid, -1)
         assert "changed by others than root" in caller.ask("resolve", named="course", overrides={})["message"]
 
