@@ -295,10 +295,9 @@ class Hosted(Supervisor):
         folders = [Path(path) for path in self.settings.policy]
         for folder in folders:
             places.roots_own(folder)
-        ceilings = [folder for folder in folders if (folder / "ceiling.toml").exists()] or [policy.CEILING]
         profiles = [*(folder / "profiles" for folder in folders), sources.SHIPPED]
         changes = [("the configuration", overrides)] if overrides else []
-        return sources.load(named, changes, folders=profiles, ceilings=ceilings)
+        return sources.load(named, changes, folders=profiles, ceilings=folders, otherwise=policy.CEILING)
 
     def _check_descriptors(self, streams: dict[str, bool], profile: Profile, descriptors: list[int]) -> None:
         """Those of the streams, the workspace and the mounts, in this order. Raises RequestError, ProfileError."""

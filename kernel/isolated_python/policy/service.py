@@ -14,7 +14,7 @@ from isolated_python.policy.profile import GiB, Resources
 
 CONFIG = "/etc/isolated-python/service.toml"
 SOCKET = "/run/isolated-python/service.sock"
-CEILING = Path(__file__).with_name("ceiling_of_service")  # the folder of the ceiling where the site has none
+CEILING = Path(__file__).with_name("ceiling_of_service")  # its folder: for the keys that the site's do not name
 
 
 @dataclass(frozen=True, slots=True)

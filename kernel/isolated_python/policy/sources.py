@@ -46,9 +46,11 @@ def load(
     *,
     folders: Sequence[Path] | None = None,
     ceilings: Sequence[Path] | None = None,
+    otherwise: Path | None = None,
 ) -> Resolved:
     """The profile `name`, changed by each of `overrides` (source, tables) in turn, below the site's ceiling.
 
+    `otherwise`: the folder of a ceiling for the keys that the site's do not name.
     Raises ProfileError, with one sentence, where anything of it is not as it must be: then nothing starts.
     """
     path = find(name, folders)
@@ -57,11 +59,15 @@ def load(
         profile = parse.change(profile, changes, source)
         sources.append(source)
     notes: list[str] = []
-    for folder in ceilings if ceilings is not None else site_folders():
+    spoken: dict[str, frozenset[str]] = {}
+    for folder in (*(ceilings if ceilings is not None else site_folders()), *([otherwise] if otherwise else [])):
         above = folder / "ceiling.toml"
         tables = _toml(above) if above.exists() else None
         if tables is not None:
             named = {key: frozenset(table) for key, table in tables.items() if isinstance(table, Mapping)}
+            if folder is otherwise:
+                named = {key: keys - spoken.get(key, frozenset()) for key, keys in named.items()}
+            spoken |= {key: keys | spoken.get(key, frozenset()) for key, keys in named.items()}
             # Of what the ceiling does not name it must not seem to contradict anything either.
             loose = replace(Profile(), resources=replace(Profile().resources, memory=None, tmp=1, shm=1))
             profile, lowered = ceiling.apply(profile, parse.change(loose, tables, str(above)), named)
