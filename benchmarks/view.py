@@ -110,8 +110,14 @@ def starts(rounds: int) -> dict[str, list[float]]:
     for _ in range(rounds):
         for name, overrides in kinds.items():
             found[name].append(start(overrides))
-    fresh = ("math", "json", "random", "string", "struct")  # each a list that nobody has asked for: a view and a zygote
-    found["start, a new list"] = [start({"modules": {"grant": [*GRANTED, "ctypes", name]}}) for name in fresh]
+    fresh = (
+        "ctypes",
+        "socket",
+        "subprocess",
+        "multiprocessing",
+        "select",
+    )  # each a list that nobody has asked for: a view and a zygote
+    found["start, a new list"] = [start({"modules": {"grant": [*GRANTED, name]}}) for name in fresh]
     return found
 
 

@@ -53,7 +53,7 @@ def test_an_examination(server: Server) -> None:
 def test_grading(server: Server) -> None:
     """A submission runs against tests in its folder. It may write and delete as it likes, and nothing of that stays."""
     server.give("checks.py", "def check(square):\n    assert [square(n) for n in (0, 2, -3)] == [0, 4, 9]\n")
-    server.start(profile="grading")
+    server.start(profile="grading", pool=False)  # a copy-on-write workspace is there from the start
     assert server.text(COMPUTE) == WORKED
     assert server.text("import checks\nchecks.check(lambda n: n * n)\nprint('passed')") == "passed"
     failed(server, "checks.check(abs)", "AssertionError")
@@ -71,8 +71,8 @@ def test_grading(server: Server) -> None:
 
 @pytest.mark.parametrize("life", [os.geteuid() == 0])
 def test_a_lesson(server: Server) -> None:
-    """The course's packages work, files are kept, programs run; other packages are not there."""
-    server.start(profile="classroom")
+    """In a kernel that stood before: the course's packages work, files are kept; other packages are not there."""
+    server.start(profile="classroom", pool=True)
     assert server.text(COMPUTE) == WORKED
     assert server.text("pd.DataFrame({'a': [1]}).to_csv('kept.csv')\n!cat kept.csv").split() == [",a", "0,1"]
     assert (server.folder / "kept.csv").stat().st_uid == server.folder.stat().st_uid

@@ -20,6 +20,9 @@ from isolated_python.layers.step import Descriptors
 # Whoever passes one of these asks for another configuration than the one that was built ahead.
 APART = ("profile", "ipython", "config", "_class")
 
+# Where figures go if nobody says otherwise, as IPKernelApp.init_gui_pylab has it.
+INLINE = "module://matplotlib_inline.backend_inline"
+
 
 class InheritedHeartbeat(heartbeat.Heartbeat):
     """Answers on the listener that was made before the sandbox closed."""
@@ -83,6 +86,8 @@ class IsolatedKernelApp(IPKernelApp):
         self.connection_file = connection_file
         self.load_connection_file()
         shell.init_environment()
+        if not os.environ.get("MPLBACKEND"):  # noqa: TID251 - the kernel's own
+            os.environ["MPLBACKEND"] = INLINE  # noqa: TID251
         shell.starting_dir = os.getcwd()
         shell.history_manager.dir_hist[:] = [Path.cwd()]
         session_name = os.environ.get("JPY_SESSION_NAME")  # noqa: TID251 - the kernel's own
