@@ -10,7 +10,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ START = 60.0  # seconds until a sandbox must stand
 LINGER = 5.0  # seconds that the killed are given to be gone
 AGAIN = 0.01  # seconds between two tries to remove their cgroup
 MOST_NAMED = 20  # refused calls of one kernel that are named to others
+EARLIEST = 1.0  # seconds from the interrupt of a cell to the end of its kernel, whatever the relay says
 
 
 @dataclass(slots=True)
@@ -101,6 +102,7 @@ class Sandbox:
         self._words = Words(shared.loop)
         self._refusals: Refusals | None = None
         self._targeted = self._sockets_wanted = False
+        self._interrupted = 0.0  # when a cell had had its time
         self._cause = ""  # why we ended it ourselves, or why it never stood
         shared.incarnations += 1
 
@@ -167,8 +169,9 @@ class Sandbox:
         return True
 
     def _open_door(self) -> None:
-        order = self._order
-        self._shared.relay.open(self.name, order["key"], order["profile"]["channels"], order["sockets"])
+        order, profile = self._order, self.profile
+        granted = {"profile": profile.name, "display": profile.capabilities.display, **asdict(profile.cells)}
+        self._shared.relay.open(self.name, order["key"], asdict(profile.channels), granted, order["sockets"])
 
     def _take(self, found: cgroup.Group | HostError) -> None:
         """Have a group, with the limits of the profile. Raises HostError where there is none, and one is required."""
@@ -464,6 +467,17 @@ class Sandbox:
             self.kill()
         elif self.state == "running":
             self._tell({"signal": number})
+
+    def overdue(self, *, again: bool) -> None:
+        """The relay says that a cell has had its time. It faces hostile bytes: what it says is held to the clock."""
+        most, now = self.profile.cells.wall_clock, time.monotonic()
+        if most is None or now - self.began < most:
+            return
+        if not again:
+            self._interrupted = now
+            self.signal(signal.SIGINT)
+        elif now - (self._interrupted or now) > EARLIEST:
+            self._deadline("cells.wall_clock", f"{most:g} s for one cell, and an interrupt did not end it")
 
     def kill(self) -> None:
         """The end of process 1 is the end of all its processes."""

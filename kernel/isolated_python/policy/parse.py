@@ -244,7 +244,11 @@ TABLES: dict[str, tuple[type, dict[str, Callable[[str, object], Any]]]] = {
     ),
     "cells": (
         Cells,
-        {"wall_clock": optional(units.duration), "output": optional(units.size), "messages": optional(whole)},
+        {
+            "wall_clock": optional(bounded(units.duration, "1 s")),
+            "output": optional(bounded(units.size, "1 KiB")),
+            "messages": optional(whole),
+        },
     ),
     "resources": (
         Resources,
