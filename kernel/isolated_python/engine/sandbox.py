@@ -17,6 +17,7 @@ from typing import Any
 from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import LONGEST, Log
 from isolated_python.engine import reasons, relays, usage, workspace
+from isolated_python.engine.changes import Changes
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.refusals import Refusals
@@ -103,6 +104,7 @@ class Sandbox:
         self._refusals: Refusals | None = None
         self._targeted = self._sockets_wanted = False
         self._interrupted = 0.0  # when a cell had had its time
+        self._changes: Changes | None = None  # where they are kept
         self._cause = ""  # why we ended it ourselves, or why it never stood
         shared.incarnations += 1
 
@@ -214,6 +216,8 @@ class Sandbox:
             self._descriptors["workspace"] = mounted(given.pop(0), writable=writable)
         for number, grant in enumerate(files.mounts):
             self._descriptors[f"mount-{number}"] = mounted(given.pop(0), writable=grant.writable)
+        if files.kept:
+            self._changes = Changes(given.pop(0), self.profile.resources.tmp)
 
     def _hear(self) -> None:
         """A message of process 1, or of the kernel before its first cell.
@@ -298,6 +302,8 @@ class Sandbox:
 
     def _runs(self) -> None:
         self.state = "running"
+        if self._changes is not None:
+            self._changes.hold(self.pid)
         if self._refusals is not None:
             self._refusals.counting = True
         granted = self.profile.resources
@@ -570,10 +576,16 @@ class Sandbox:
             if ran:
                 self._shared.ended(self, status, reason)
 
-        if ran and reason:
-            self._shared.relay.insert(self.name, reason, let_go)
+        def tell() -> None:
+            if ran and reason:
+                self._shared.relay.insert(self.name, reason, let_go)
+            else:
+                let_go()
+
+        if ran and self._changes is not None:
+            self._shared.loop.when_done(self._changes.save(), lambda _: tell())
         else:
-            let_go()
+            tell()
 
     def release(self) -> None:
         """Let go of everything that was this sandbox's; answer the request for it, if that still waits."""
@@ -591,6 +603,9 @@ class Sandbox:
         self._channel.close()
         self._theirs.close()
         self._words.close()
+        if self._changes is not None:
+            self._changes.close()
+            self._changes = None
         self._close_descriptors()
         for path in self._paths:
             relays.unlink(path)
@@ -617,6 +632,8 @@ class Sandbox:
         self.kill()
         if self._pidfd >= 0 and self.state != "ended":
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            if self._changes is not None and self.state == "running":
+                os.waitpid(self._changes.save(), 0)
         self._reply = lambda *_, **__: None
         self.release()
 

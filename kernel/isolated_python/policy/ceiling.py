@@ -39,7 +39,7 @@ def apply(profile: Profile, ceiling: Profile, named: dict[str, frozenset[str]]) 
     limit = ceiling.files.workspace
     if "workspace" in named.get("files", ()) and WORKSPACE_ORDER.index(files.workspace) > WORKSPACE_ORDER.index(limit):
         notes.append(f"files.workspace is {limit} instead of {files.workspace}: the site's ceiling")
-        files = replace(files, workspace=limit)
+        files = replace(files, workspace=limit, changes=files.changes if limit == "copy-on-write" else "discard")
     if "links" in named.get("files", ()) and files.links and not ceiling.files.links:
         notes.append("files.links is false: the site's ceiling")
         files = replace(files, links=False)

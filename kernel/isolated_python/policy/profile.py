@@ -35,6 +35,11 @@ class Files:
     links: bool = True  # make symbolic links where it may write: a server's file browser follows them
     mounts: tuple[Mount, ...] = ()
 
+    @property
+    def kept(self) -> bool:
+        """Whether what a kernel changed is there after its end, to be looked at."""
+        return (self.workspace, self.changes) == ("copy-on-write", "keep")
+
 
 @dataclass(frozen=True, slots=True)
 class Modules:
