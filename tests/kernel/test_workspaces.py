@@ -174,6 +174,18 @@ class Contents:
         return self.ordinary.python(program).stdout.strip()
 
 
+def test_a_workspace_that_holds_too_much_is_told_in_the_cell(server: Server) -> None:
+    """Once, until it holds less again; what lies behind a link does not count."""
+    (server.folder / "link").symlink_to("/usr")
+    server.start(overrides={"files": {"size": "10 MiB"}})
+    write = "import time; open('large', 'wb').write(bytes(20 << 20))\nwhile True: time.sleep(0.1)"
+    asked = server.run(write, until="files.size", timeout=40)
+    assert asked["status"] == "running", asked
+    assert "the workspace holds 20 MiB, and the profile standard grants 10 MiB (files.size)" in asked["text"]
+    server.ask("interrupt", name="kernel")
+    assert server.ask("rest", name="kernel")["status"] == "error"
+
+
 # ---- folders that cannot be one --------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from isolated_python.engine import reasons, relays, usage, workspace
 from isolated_python.engine.changes import Changes
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
+from isolated_python.engine.quota import Quota
 from isolated_python.engine.refusals import Refusals
 from isolated_python.engine.weights import ANSWERS, WAITS
 from isolated_python.engine.words import Words
@@ -105,6 +106,7 @@ class Sandbox:
         self._targeted = self._sockets_wanted = False
         self._interrupted = 0.0  # when a cell had had its time
         self._changes: Changes | None = None  # where they are kept
+        self._quota: Quota | None = None
         self._cause = ""  # why we ended it ourselves, or why it never stood
         shared.incarnations += 1
 
@@ -212,6 +214,8 @@ class Sandbox:
             translations=shared.translations, person=shared.person,
         )  # fmt: skip
         if files.workspace != "none":
+            if files.size is not None:
+                self._quota = Quota(shared.loop, given[0], files.size, self._too_large)
             writable = files.workspace == "read-write"
             self._descriptors["workspace"] = mounted(given.pop(0), writable=writable)
         for number, grant in enumerate(files.mounts):
@@ -304,6 +308,8 @@ class Sandbox:
         self.state = "running"
         if self._changes is not None:
             self._changes.hold(self.pid)
+        if self._quota is not None:
+            self._quota.look()
         if self._refusals is not None:
             self._refusals.counting = True
         granted = self.profile.resources
@@ -511,6 +517,12 @@ class Sandbox:
         if self.state in ("asked", "born", "confined"):
             self.fail(f"it did not stand within {START:g} seconds")
 
+    def _too_large(self, found: int) -> None:
+        """Its workspace: the cell that runs is told, or the next one."""
+        most = (self.profile.files.size or 0) >> 20
+        words = f"the workspace holds {found >> 20} MiB, and the profile {self.profile.name} grants {most} MiB"
+        self._shared.relay.ask("notice", self.name, text=f"{words} (files.size)")
+
     def _deadline(self, key: str, used: str) -> None:
         if self.state == "running":
             name = self.profile.name
@@ -606,6 +618,8 @@ class Sandbox:
         if self._changes is not None:
             self._changes.close()
             self._changes = None
+        if self._quota is not None:
+            self._quota.close()
         self._close_descriptors()
         for path in self._paths:
             relays.unlink(path)
