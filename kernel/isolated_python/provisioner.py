@@ -26,7 +26,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Enum, Integer, Unicode, Union
 
 from isolated_python import owners
-from isolated_python.engine import client, folders, interpreters, places
+from isolated_python.engine import client, folders, interpreters, kept, places
 from isolated_python.engine.pool import ADAPTIVE
 from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
@@ -74,6 +74,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
     _cwd = ""
     _name = ""
     _prefix = ""
+    _kept = ""  # the folder for what it changes
     pid: int | None = None
     owner: str | None = None  # who started it first; whoever restarts it does not become that
 
@@ -184,6 +185,11 @@ class IsolatedProvisioner(KernelProvisionerBase):
         streams = {name: _descriptor(kwargs.get(name), opened) for name in ("stdin", "stdout", "stderr")}
         given = [number for number in streams.values() if number is not None]
         given += _granted(workspace, profile, opened)
+        if profile.files.kept:
+            kept.end(self._kept)
+            self._kept, archive = kept.begin(self._name, profile.name, self._cwd)
+            opened.append(archive)
+            given.append(archive)
         ports = [secrets.randbelow(20_000) + 20_000]
         ports = [ports[0] + number for number in range(5)]
         answer = await asyncio.wrap_future(
@@ -363,6 +369,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 await asyncio.wrap_future(self._client.ask("forget", kernel=self._name))
             except IsolatedPythonError:
                 pass
+        if self._kept:
+            kept.end(self._kept)
 
     def __del__(self) -> None:
         # After a fifth failed autorestart the server forgets a kernel without a cleanup.

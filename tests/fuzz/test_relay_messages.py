@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from isolated_python.relay import messages, rules, zmtp
+from isolated_python.relay import messages, output, rules, zmtp
 from isolated_python.relay.messages import DELIMITER, LONGEST_ID, Cells
 from jupyter_client.session import Session
 
@@ -91,3 +91,31 @@ def test_a_header_as_deep_as_can_be_read_can_be_written_again() -> None:
         cells = Cells()
         cells.asked([b"", DELIMITER, b"", nested(depth)])
         assert said(cells)
+
+
+@given(st.lists(st.tuples(st.booleans(), whole), max_size=6), st.booleans())
+@settings(max_examples=200, deadline=None)
+@example([(True, [b"", DELIMITER, b"", *[nested(990)] * 4])], True)
+def test_whatever_a_kernel_says_what_goes_on_is_a_message_or_nothing(
+    heard: list[tuple[bool, list[bytes]]], held: bool
+) -> None:
+    """Where a profile limits what is shown: nothing raises, and what is put instead is signed and well formed."""
+    granted = rules.Granted("test", display=("image/*",), output=1000, messages=3)
+    turns = output.Turns()
+    edit = output.Output(granted, turns, Cells(), KEY, lambda rule: None).edit
+    walk = zmtp.Walk(rules.Bounds("iopub", rules.KERNEL, 1 << 30, 64))
+    for asked, frames in heard:
+        if asked:
+            turns.asked(frames)
+            continue
+        walk.seen, walk.size = frames, sum(map(len, frames))
+        turns.published(frames)
+        instead = edit(walk, held)
+        walk.bytes += walk.size
+        if instead:
+            seen: list[list[bytes]] = []
+            other = zmtp.Walk(rules.Bounds("iopub", rules.KERNEL, 1 << 30, 64), seen.append)
+            other.greeted, other.ready = zmtp.GREETING, True
+            assert other.feed(instead) == instead
+            assert other.between
+            assert all(DELIMITER in one for one in seen)

@@ -95,15 +95,15 @@ class Outcome:
     ready: bool
 
 
-def walked(stream: Stream, sizes: list[int], *, by: bool = False) -> Outcome:
+def walked(stream: Stream, sizes: list[int], *, by: bool = False, edit: zmtp.Edit | None = None) -> Outcome:
     """Walk along the stream in pieces of these sizes, over and over. `by`: large bodies go by, as through a pipe."""
     seen: list[list[bytes]] = []
-    walk = zmtp.Walk(stream.bounds, seen.append)
+    walk = zmtp.Walk(stream.bounds, seen.append, edit)
     data, out, refused, place, number = stream.data, bytearray(), "", 0, 0
     try:
         while place < len(data):
             size = sizes[number % len(sizes)]
-            if by and walk.passing:
+            if by and walk.passing and not walk.dropping:
                 size = min(size, walk.passing, len(data) - place)
                 walk.skip(size)
                 out += data[place : place + size]
@@ -138,6 +138,26 @@ def test_the_pieces_that_a_stream_comes_in_change_nothing(stream: Stream, sizes:
         cut.forwarded = whole.forwarded = b""
     for name in ("refused", "seen", "forwarded", "messages", "between", "ready"):
         assert getattr(cut, name) == getattr(whole, name), name
+
+
+OURS = zmtp.frame(b"of ours", more=False)
+
+
+def edited(walk: zmtp.Walk, whole: bool) -> bytes | None:
+    """Some messages go on, some do not, and instead of some goes something else."""
+    return (None, b"", OURS)[(sum(map(len, walk.seen)) + whole) % 3]
+
+
+@given(streams(), cuts, st.booleans())
+@settings(max_examples=250, deadline=None)
+@example(Stream(SHELL, OPENED + zmtp.frame(b"ab", more=True) + zmtp.frame(b"x" * 90_000, more=False)), [1 << 16], True)
+@example(Stream(SHELL, OPENED + zmtp.frame(b"x" * 90_000, more=True) + zmtp.frame(b"y", more=False)), [64, 5], True)
+def test_the_pieces_change_nothing_where_something_else_goes_on(stream: Stream, sizes: list[int], by: bool) -> None:
+    whole = walked(stream, [len(stream.data) or 1], edit=edited)
+    cut = walked(stream, sizes, by=by, edit=edited)
+    if whole.refused:
+        cut.forwarded = whole.forwarded = b""
+    assert cut == whole
 
 
 @given(st.binary(max_size=600))

@@ -181,7 +181,7 @@ def test_no_grant_makes_a_device() -> None:
 
 def test_the_plan_follows_the_profile() -> None:
     mounts = (Mount("/srv/a", "/data/a"), Mount("/srv/b", "/data/b", writable=True))
-    for workspace, there in (("read-write", True), ("copy-on-write", True), ("read-only", False), ("none", False)):
+    for workspace, there in (("read-write", True), ("copy-on-write", True), ("read-only", False), ("none", True)):
         [planned] = layer.plan(Profile(files=Files(workspace, mounts=mounts)), ABI or 1)
         assert isinstance(planned, layer.RestrictFiles)
         assert ("/mnt" in planned.write) is there

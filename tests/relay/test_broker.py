@@ -50,7 +50,7 @@ class Relay:
     def event(self) -> dict[str, object]:
         return packets.receive(self.control)[0] or {}
 
-    def open(self, kernel: str = "k", **channels: object) -> None:
+    def open(self, kernel: str = "k", granted: dict[str, object] | None = None, **channels: object) -> None:
         """A kernel of five listeners, and its door."""
         door = []
         for channel in CHANNELS:
@@ -65,7 +65,14 @@ class Relay:
         bounds = {**asdict(Channels()), **channels}
         packets.send(
             self.control,
-            {"verb": "open", "kernel": kernel, "channels": bounds, "key": "key", "client": "ipc"},
+            {
+                "verb": "open",
+                "kernel": kernel,
+                "channels": bounds,
+                "granted": granted or {},
+                "key": "key",
+                "client": "ipc",
+            },
             [one.fileno() for one in door],
         )
         for one in door:

@@ -24,6 +24,7 @@ COMMANDS = {
     "list": "List the sandboxes of your servers.",
     "audit": "Show what happened to your kernels, and what they tried.",
     "kill": "End sandboxes by the beginning of their id.",
+    "diff": "Show what kernels have changed in copy-on-write workspaces.",
     "profile": "List, show and check profiles.",
     "service": "Serve kernels to the unprivileged servers of this machine.",
     "modules": "Print the list of modules that notebooks need.",

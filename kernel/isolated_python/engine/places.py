@@ -84,6 +84,10 @@ def cache_folder() -> str:
     return path
 
 
+def changes_folder() -> str:
+    return _state("XDG_STATE_HOME", "~/.local/state", "/var/lib/isolated-python") + "/changes"
+
+
 def audit_file() -> str:
     """Where all supervisors of a user write what happened."""
     asked = _environment("ISOLATED_PYTHON_AUDIT_DIR")

@@ -30,6 +30,7 @@ EVENTS: dict[str, dict[str, type]] = {
     "activity": {"kernel": str, "msg_id": str},
     "idle": {"kernel": str},
     "usage": {"kernel": str},
+    "overdue": {"kernel": str, "again": bool},
 }
 LONGEST = 200  # characters of a text that it tells
 
@@ -42,6 +43,7 @@ class Door:
 
     key: str
     channels: dict[str, Any]
+    granted: dict[str, Any]  # see relay.rules.Granted
     listeners: list[socket.socket]
     paths: list[str]
 
@@ -129,7 +131,7 @@ class Relay:
 
     # ---- the client side of a kernel -------------------------------------------------------------------------------
 
-    def open(self, name: str, key: str, channels: dict[str, Any], prefix: str) -> None:
+    def open(self, name: str, key: str, channels: dict[str, Any], granted: dict[str, Any], prefix: str) -> None:
         """Make its door, unless it has one from before a restart. The sockets are `prefix`-1 to `prefix`-5."""
         door = self._doors.get(name)
         if door is not None and all(map(os.path.exists, door.paths)):
@@ -140,14 +142,14 @@ class Relay:
         if door is not None:
             _remove(door)
         paths = [f"{self._clients}/{prefix}-{number}" for number in (1, 2, 3, 4, 5)]
-        door = self._doors[name] = Door(key, channels, [], paths)
+        door = self._doors[name] = Door(key, channels, granted, [], paths)
         for path in paths:
             door.listeners.append(listener(path, self._client))
         self._open(name, door)
 
     def _open(self, name: str, door: Door) -> None:
         listeners = [one.fileno() for one in door.listeners]
-        self.ask("open", name, listeners, channels=door.channels, key=door.key, client="ipc")
+        self.ask("open", name, listeners, channels=door.channels, granted=door.granted, key=door.key, client="ipc")
 
     def close(self, name: str) -> None:
         door = self._doors.pop(name, None)

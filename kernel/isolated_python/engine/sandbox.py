@@ -10,15 +10,17 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import LONGEST, Log
 from isolated_python.engine import reasons, relays, usage, workspace
+from isolated_python.engine.changes import Changes
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
+from isolated_python.engine.quota import Quota
 from isolated_python.engine.refusals import Refusals
 from isolated_python.engine.weights import ANSWERS, WAITS
 from isolated_python.engine.words import Words
@@ -40,6 +42,7 @@ START = 60.0  # seconds until a sandbox must stand
 LINGER = 5.0  # seconds that the killed are given to be gone
 AGAIN = 0.01  # seconds between two tries to remove their cgroup
 MOST_NAMED = 20  # refused calls of one kernel that are named to others
+EARLIEST = 1.0  # seconds from the interrupt of a cell to the end of its kernel, whatever the relay says
 
 
 @dataclass(slots=True)
@@ -101,6 +104,9 @@ class Sandbox:
         self._words = Words(shared.loop)
         self._refusals: Refusals | None = None
         self._targeted = self._sockets_wanted = False
+        self._interrupted = 0.0  # when a cell had had its time
+        self._changes: Changes | None = None  # where they are kept
+        self._quota: Quota | None = None
         self._cause = ""  # why we ended it ourselves, or why it never stood
         shared.incarnations += 1
 
@@ -172,8 +178,9 @@ class Sandbox:
         return True
 
     def _open_door(self) -> None:
-        order = self._order
-        self._shared.relay.open(self.name, order["key"], order["profile"]["channels"], order["sockets"])
+        order, profile = self._order, self.profile
+        granted = {"profile": profile.name, "display": profile.capabilities.display, **asdict(profile.cells)}
+        self._shared.relay.open(self.name, order["key"], asdict(profile.channels), granted, order["sockets"])
 
     def _take(self, found: cgroup.Group | HostError) -> None:
         """Have a group, with the limits of the profile. Raises HostError where there is none, and one is required."""
@@ -212,10 +219,14 @@ class Sandbox:
             translations=shared.translations, person=shared.person,
         )  # fmt: skip
         if files.workspace != "none":
+            if files.size is not None:
+                self._quota = Quota(shared.loop, given[0], files.size, self._too_large)
             writable = files.workspace == "read-write"
             self._descriptors["workspace"] = mounted(given.pop(0), writable=writable)
         for number, grant in enumerate(files.mounts):
             self._descriptors[f"mount-{number}"] = mounted(given.pop(0), writable=grant.writable)
+        if files.kept:
+            self._changes = Changes(given.pop(0), self.profile.resources.tmp)
 
     def _hear(self) -> None:
         """A message of process 1, or of the kernel before its first cell.
@@ -300,6 +311,10 @@ class Sandbox:
 
     def _runs(self) -> None:
         self.state = "running"
+        if self._changes is not None:
+            self._changes.hold(self.pid)
+        if self._quota is not None:
+            self._quota.look()
         if self._refusals is not None:
             self._refusals.counting = True
         granted = self.profile.resources
@@ -470,6 +485,17 @@ class Sandbox:
         elif self.state == "running":
             self._tell({"signal": number})
 
+    def overdue(self, *, again: bool) -> None:
+        """The relay says that a cell has had its time. It faces hostile bytes: what it says is held to the clock."""
+        most, now = self.profile.cells.wall_clock, time.monotonic()
+        if most is None or now - self.began < most:
+            return
+        if not again:
+            self._interrupted = now
+            self.signal(signal.SIGINT)
+        elif now - (self._interrupted or now) > EARLIEST:
+            self._deadline("cells.wall_clock", f"{most:g} s for one cell, and an interrupt did not end it")
+
     def kill(self) -> None:
         """The end of process 1 is the end of all its processes."""
         if self._pidfd >= 0 and self.state != "ended":
@@ -495,6 +521,12 @@ class Sandbox:
     def _give_up(self) -> None:
         if self.state in ("asked", "born", "confined"):
             self.fail(f"it did not stand within {START:g} seconds")
+
+    def _too_large(self, found: int) -> None:
+        """Its workspace: the cell that runs is told, or the next one."""
+        most = (self.profile.files.size or 0) >> 20
+        words = f"the workspace holds {found >> 20} MiB, and the profile {self.profile.name} grants {most} MiB"
+        self._shared.relay.ask("notice", self.name, text=f"{words} (files.size)")
 
     def _deadline(self, key: str, used: str) -> None:
         if self.state == "running":
@@ -561,10 +593,16 @@ class Sandbox:
             if ran:
                 self._shared.ended(self, status, reason)
 
-        if ran and reason:
-            self._shared.relay.insert(self.name, reason, let_go)
+        def tell() -> None:
+            if ran and reason:
+                self._shared.relay.insert(self.name, reason, let_go)
+            else:
+                let_go()
+
+        if ran and self._changes is not None:
+            self._shared.loop.when_done(self._changes.save(), lambda _: tell())
         else:
-            let_go()
+            tell()
 
     def release(self) -> None:
         """Let go of everything that was this sandbox's; answer the request for it, if that still waits."""
@@ -582,6 +620,11 @@ class Sandbox:
         self._channel.close()
         self._theirs.close()
         self._words.close()
+        if self._changes is not None:
+            self._changes.close()
+            self._changes = None
+        if self._quota is not None:
+            self._quota.close()
         self._close_descriptors()
         for path in self._paths:
             relays.unlink(path)
@@ -608,6 +651,8 @@ class Sandbox:
         self.kill()
         if self._pidfd >= 0 and self.state != "ended":
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            if self._changes is not None and self.state == "running":
+                os.waitpid(self._changes.save(), 0)
         self._reply = lambda *_, **__: None
         self.release()
 

@@ -422,6 +422,8 @@ class Supervisor:
                 sandbox.look()
             case "usage" if sandbox is not None:
                 sandbox.tell_usage()
+            case "overdue" if sandbox is not None:
+                sandbox.overdue(again=event["again"])
 
     def _relay_replaced(self) -> None:
         for sandbox in self.sandboxes.values():

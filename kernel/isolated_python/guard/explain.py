@@ -212,7 +212,7 @@ def amount(key: str, value: Any) -> str:
     """A value of a profile as people write it."""
     if value is None:
         return "everything" if key == "display" else "unlimited"
-    if key in ("memory", "file_size", "tmp", "shm", "output", "message", "output_rate"):
+    if key in ("memory", "file_size", "tmp", "shm", "size", "output", "message", "output_rate"):
         return f"{value / MiB:g} MiB"
     if key in ("cpu_time", "wall_clock", "idle"):
         return f"{value:g} s"

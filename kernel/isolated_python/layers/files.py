@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from isolated_python.errors import LaunchError
 from isolated_python.layers import view
 from isolated_python.layers.step import Descriptors, Step
 from isolated_python.linux import mount
@@ -12,6 +13,7 @@ from isolated_python.policy.profile import Profile
 
 HOME = "/home/user"
 WORKSPACE = "/mnt/workspace"
+CHANGES = "/tmp/changes"  # of a copy-on-write workspace, while the whole scratch space is seen
 
 # What of /proc speaks of the whole machine, or acts on it. An ordinary user may not open most of it: seen twice.
 MASKED = (
@@ -79,7 +81,7 @@ class MountScratch(Step):
         for name, mode in (("home", 0o700), ("workspace", 0o700), ("tmp", 0o1777)):
             os.mkdir(f"/tmp/{name}")
             os.chmod(f"/tmp/{name}", mode)
-        os.mkdir("/tmp/changes")
+        os.mkdir(CHANGES)
         os.mkdir("/tmp/work")
         for name, place in (("home", HOME), ("workspace", WORKSPACE)):
             mount.mount(f"/tmp/{name}", place, "", mount.MS_BIND)
@@ -107,9 +109,15 @@ class PlaceWorkspace(Step):
             mount.place(tree, WORKSPACE)
             return
         mount.place(tree, "/run/lower")
-        options = "lowerdir=/run/lower,upperdir=/tmp/changes,workdir=/tmp/work,userxattr"
+        options = f"lowerdir=/run/lower,upperdir={CHANGES},workdir=/tmp/work,userxattr"
         flags = SAFE if self.run else SAFE | mount.MS_NOEXEC
-        mount.mount("overlay", WORKSPACE, "overlay", flags, options)
+        try:
+            mount.mount("overlay", WORKSPACE, "overlay", flags, options)
+        except OSError as error:
+            raise LaunchError(
+                f"the workspace's file system cannot be a layer of an overlay ({os.strerror(error.errno or 0)})",
+                remedy='move the notebook to a local file system or write workspace = "read-only" in the profile',
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,9 @@ def plan(profile: Profile, host_abi: int) -> list[Step]:
 
 def granted(profile: Profile) -> tuple[str, ...]:
     """The places that this profile lets its kernel write, beside those that every kernel has."""
-    workspace = (WORKSPACES,) if profile.files.workspace in ("read-write", "copy-on-write") else ()
+    workspace = (
+        (WORKSPACES,) if profile.files.workspace != "read-only" else ()
+    )  # where there is none, it is scratch space
     return (*workspace, *(mount.target for mount in profile.files.mounts if mount.writable))
 
 

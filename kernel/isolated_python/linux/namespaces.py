@@ -38,6 +38,11 @@ def join(pidfd: int, flags: int) -> None:
     libc.call("setns", pidfd, flags)
 
 
+def enter(descriptor: int, flag: int) -> None:
+    """Move into the namespace of the kind `flag` that an open file of /proc/PID/ns stands for. setns(2)"""
+    libc.call("setns", descriptor, flag)
+
+
 def set_hostname(name: str) -> None:
     """Name this machine, in its uts namespace. sethostname(2)"""
     encoded = name.encode()

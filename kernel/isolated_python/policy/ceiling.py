@@ -39,7 +39,13 @@ def apply(profile: Profile, ceiling: Profile, named: dict[str, frozenset[str]]) 
     limit = ceiling.files.workspace
     if "workspace" in named.get("files", ()) and WORKSPACE_ORDER.index(files.workspace) > WORKSPACE_ORDER.index(limit):
         notes.append(f"files.workspace is {limit} instead of {files.workspace}: the site's ceiling")
-        files = replace(files, workspace=limit)
+        changes = files.changes if limit == "copy-on-write" else "discard"
+        files = replace(files, workspace=limit, changes=changes, size=None)
+    size = ceiling.files.size
+    if "size" in named.get("files", ()) and files.workspace == "read-write" and size is not None:
+        if files.size is None or files.size > size:
+            notes.append(f"files.size is {size} instead of {files.size or 'unlimited'}: the site's ceiling")
+            files = replace(files, size=size)
     if "links" in named.get("files", ()) and files.links and not ceiling.files.links:
         notes.append("files.links is false: the site's ceiling")
         files = replace(files, links=False)

@@ -229,6 +229,7 @@ TABLES: dict[str, tuple[type, dict[str, Callable[[str, object], Any]]]] = {
             "folder": folder,
             "links": yes_or_no,
             "mounts": mounts,
+            "size": optional(bounded(units.size, "1 MiB")),
         },
     ),
     "modules": (Modules, {"grant": grants, "hidden": yes_or_no, "guard": yes_or_no}),
@@ -244,7 +245,11 @@ TABLES: dict[str, tuple[type, dict[str, Callable[[str, object], Any]]]] = {
     ),
     "cells": (
         Cells,
-        {"wall_clock": optional(units.duration), "output": optional(units.size), "messages": optional(whole)},
+        {
+            "wall_clock": optional(bounded(units.duration, "1 s")),
+            "output": optional(bounded(units.size, "1 KiB")),
+            "messages": optional(whole),
+        },
     ),
     "resources": (
         Resources,
@@ -322,6 +327,11 @@ def check(profile: Profile) -> None:
     if not profile.files.links and profile.layers.landlock == "off":
         raise ProfileError(
             "files.links = false is held by Landlock, and layers.landlock is off", remedy="remove one of them"
+        )
+    if profile.files.size is not None and profile.files.workspace != "read-write":
+        raise ProfileError(
+            f"files.size means nothing where files.workspace is {profile.files.workspace}",
+            remedy="remove the key; resources.tmp is the size of a copy-on-write workspace's changes",
         )
     asked = profile.capabilities
     for key in ("subprocess", "sockets", "native_code"):

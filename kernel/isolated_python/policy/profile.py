@@ -34,6 +34,12 @@ class Files:
     folder: str = ""  # the workspace, where it is not the notebook's folder; {user} stands for who started the kernel
     links: bool = True  # make symbolic links where it may write: a server's file browser follows them
     mounts: tuple[Mount, ...] = ()
+    size: int | None = None  # bytes of a read-write workspace: looked at now and then, and told; Linux does not hold it
+
+    @property
+    def kept(self) -> bool:
+        """Whether what a kernel changed is there after its end, to be looked at."""
+        return (self.workspace, self.changes) == ("copy-on-write", "keep")
 
 
 @dataclass(frozen=True, slots=True)

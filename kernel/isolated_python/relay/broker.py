@@ -18,8 +18,9 @@ from isolated_python.errors import ProtocolError
 from isolated_python.linux import packets
 from isolated_python.relay.confine import confine
 from isolated_python.relay.messages import Cells, asks_for_usage
-from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, WAITING, Bounds, Refused
-from isolated_python.relay.zmtp import Inspect, Walk
+from isolated_python.relay.output import Output, Turns
+from isolated_python.relay.rules import CHANNELS, CLIENT, EDITED, KERNEL, WAITING, WHOLE, Bounds, Granted, Refused
+from isolated_python.relay.zmtp import Edit, Inspect, Walk
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
@@ -31,6 +32,7 @@ FAREWELL = 0.8  # seconds that clients have to take what a dead kernel has said 
 EACH = 0.1  # seconds between two records of activity
 SQUEEZE = 10.0  # seconds that a message of ours waits for a gap between two of the kernel's
 AGAIN = 0.01  # seconds between two looks for one
+GRACE = 5.0  # seconds that an interrupted cell has to end
 NOTICES = 3  # that are kept for the next cell
 CURIOUS = 16  # requests of what a kernel uses that wait for the supervisor's answer
 SPLICE_FROM = 1 << 17  # bytes left of a body, from which it is moved without being copied
@@ -53,7 +55,9 @@ class End:
         inspect = kernel.inspections.get((channel, side))
         if (channel, side) == ("control", CLIENT):
             inspect = partial(kernel.ordered, link)
-        self.walk = Walk(bounds, inspect)
+        edit = kernel.edit(channel) if side == KERNEL else None
+        whole = WHOLE if edit is None or kernel.granted.display is None else EDITED
+        self.walk = Walk(bounds, inspect, edit, whole)
         self.spent_bytes = self.spent_messages = 0
         self.window = 0.0
 
@@ -78,16 +82,20 @@ class Kernel:
     def __init__(self, broker: Broker, name: str, order: dict[str, Any], listeners: list[socket.socket]) -> None:
         self.broker, self.name, self.key = broker, name, str(order["key"])
         self.channels, self.listeners = order["channels"], listeners
+        self.granted = Granted(**order["granted"])
         self.target: dict[str, Any] | None = None
         self.sockets: list[int] = []
         self.links: list[Link] = []
-        self.cells = Cells()
+        self.cells, self.turns = Cells(), Turns()
         self.notices: list[str] = []  # for the next cell: nobody was there to be told
         self.told: dict[str, list[float]] = {}
         self.wanted = self.busy = False
         self.last_activity = 0.0
         self.curious: list[tuple[Link, list[bytes]]] = []  # who wants to know what this kernel uses, and how they asked
         self.told_usage = 0.0
+        self.timed = False  # somebody looks at the clock
+        self.began = (0, 0.0)  # the number of the cell whose time is measured, and when it began
+        self.interrupted = 0  # the number of the cell that was
         self.inspections: dict[tuple[str, str], Inspect] = {
             ("shell", CLIENT): self.asked,
             ("stdin", CLIENT): self.spoken,
@@ -98,6 +106,8 @@ class Kernel:
     def asked(self, frames: list[bytes]) -> None:
         """A client has sent a message on shell."""
         cell = self.cells.asked(frames)
+        if self.granted.counts:
+            self.turns.asked(frames)
         self._active(cell)
         if cell:
             notices, self.notices = self.notices, []
@@ -121,6 +131,20 @@ class Kernel:
         if self.cells.published(frames):
             self.busy = False
             self.broker.tell_of(self, "")
+        if self.granted.wall_clock is not None:
+            self.turns.published(frames)
+            if self.turns.begun != self.began[0]:
+                self.began = self.turns.begun, time.monotonic()
+                if not self.timed:
+                    self.timed = True
+                    self.broker.measure(self)
+
+    def edit(self, channel: str) -> Edit | None:
+        """Who looks through what the kernel says on a new connection; None: nobody, and that costs nothing."""
+        if not self.granted.edits(channel):
+            return None
+        refused = partial(self.broker.refuse, self, channel)
+        return Output(self.granted, self.turns, self.cells, self.key, refused).edit
 
     def prompted(self, frames: list[bytes]) -> None:
         """The kernel asks a person for input: not where every client has said that nobody is there."""
@@ -216,6 +240,7 @@ class Broker:
         for number in kernel.sockets:
             os.close(number)
         kernel.sockets, kernel.cells, kernel.busy, kernel.curious = [], Cells(), False, []
+        kernel.turns, kernel.began, kernel.interrupted = Turns(), (0, 0.0), 0
 
     def shut(self, kernel: Kernel) -> None:
         self.detach(kernel)
@@ -289,6 +314,30 @@ class Broker:
             self.write(link.client, said)
         elif link in link.kernel.links and time.monotonic() < deadline:
             self._later(AGAIN, lambda: self._squeeze_in(link, said, deadline))
+
+    def measure(self, kernel: Kernel) -> None:
+        """A cell has begun; called while what it says is being read, so that nothing can be put between that yet."""
+        self._later(0.0, lambda: self._look_at_the_clock(kernel))
+
+    def _look_at_the_clock(self, kernel: Kernel) -> None:
+        """A cell whose time is over is told so and interrupted, and after GRACE its kernel is.
+
+        What runs is what the kernel says: one that lies about it is bound by the limits of the kernel as a whole.
+        """
+        most = kernel.granted.wall_clock
+        if most is None or not kernel.turns.running or self.kernels.get(kernel.name) is not kernel:
+            kernel.timed = False
+            return
+        number, since = kernel.began
+        left = since + most + (GRACE if kernel.interrupted == number else 0.0) - time.monotonic()
+        if left <= 0:
+            self.tell({"event": "overdue", "kernel": kernel.name, "again": kernel.interrupted == number})
+            if kernel.interrupted != number:
+                kernel.interrupted = number
+                granted = f"the profile {kernel.granted.profile} grants no more (cells.wall_clock)"
+                self.notice(kernel, f"this cell was interrupted: it has run for {most:g} s, and {granted}")
+            left = GRACE
+        self._later(left, lambda: self._look_at_the_clock(kernel))
 
     # ---- connections -----------------------------------------------------------------------------------------------
 
@@ -371,7 +420,7 @@ class Broker:
     def read(self, end: End) -> None:
         other = end.other
         assert other is not None
-        if end.walk.passing >= SPLICE_FROM and not other.out and other.open:
+        if end.walk.passing >= SPLICE_FROM and not other.out and other.open and not end.walk.dropping:
             if self.splice(end, other):
                 return
         try:
@@ -504,8 +553,11 @@ class Broker:
         for end in (link.client, link.kernel_end):
             if end is not None and end.open:
                 self._close(end)
-        if link in link.kernel.links:
-            link.kernel.links.remove(link)
+        kernel = link.kernel
+        if link in kernel.links:
+            kernel.links.remove(link)
+            if link.channel == "iopub" and not any(one.channel == "iopub" for one in kernel.links):
+                kernel.turns.running = ""  # nobody hears when it ends
 
     def _close(self, end: End) -> None:
         end.open = False

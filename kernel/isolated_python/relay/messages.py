@@ -37,7 +37,7 @@ class Cells:
         header = _part(frames, 2)
         if header.get("msg_type") != "execute_request":
             return ""
-        kept = {name: header[name] for name in HEADER if _is_text(header.get(name))}
+        kept = short(header)
         self.open[kept.get("msg_id", "")] = kept
         if len(self.open) > MOST:
             del self.open[next(iter(self.open))]
@@ -75,15 +75,14 @@ class Cells:
             key, parent, "status", {"execution_state": "idle"}
         )
 
-    def notice(self, key: str, text: str) -> bytes:
-        """What the running cell is told on its standard error, as frames."""
+    def notice(self, key: str, text: str, parent: dict[str, str] | None = None) -> bytes:
+        """What the running cell, or that of `parent`, is told on its standard error, as frames."""
         content = {"name": "stderr", "text": f"Isolated Python: {text}\n"}
-        return self._message(key, self.running or {}, "stream", content)
+        return self._message(key, parent or self.running or {}, "stream", content)
 
     def usage(self, key: str, request: list[bytes], content: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
         """The answer to a usage_request, as frames; and what iopub says before and after it."""
-        header = _part(request, 2)
-        parent = {name: header[name] for name in HEADER if _is_text(header.get(name))}
+        parent = short(_part(request, 2))
         before, after = (self._message(key, parent, "status", {"execution_state": state}) for state in ("busy", "idle"))
         route = request[: request.index(DELIMITER)]  # of a client that is no DEALER
         return before, self._message(key, parent, "usage_reply", content, route), after
@@ -102,14 +101,19 @@ class Cells:
             "version": "5.3",
         }
         parts = [json.dumps(part).encode() for part in (header, parent, {}, content)]
-        sign = hmac.new(key.encode(), digestmod=hashlib.sha256)
-        for part in parts:
-            sign.update(part)
-        signature = sign.hexdigest().encode() if key else b""
-        if route is None:
-            route = [self.topic + b"." + kind.encode()]
-        frames = [*route, DELIMITER, signature, *parts]
-        return b"".join(zmtp.frame(body, more=body is not frames[-1]) for body in frames)
+        return signed(key, [self.topic + b"." + kind.encode()] if route is None else route, parts)
+
+
+def signed(key: str, route: list[bytes], parts: list[bytes], buffers: list[bytes] | tuple[()] = ()) -> bytes:
+    """A message as frames: what stands before it, then header, parent, metadata and content, then buffers."""
+    sign = hmac.new(key.encode(), digestmod=hashlib.sha256)
+    for part in parts:
+        sign.update(part)
+    return framed([*route, DELIMITER, sign.hexdigest().encode() if key else b"", *parts, *buffers])
+
+
+def framed(frames: list[bytes]) -> bytes:
+    return b"".join(zmtp.frame(body, more=number < len(frames)) for number, body in enumerate(frames, 1))
 
 
 def asks_for_usage(frames: list[bytes]) -> bool:
@@ -128,6 +132,11 @@ def _part(frames: list[bytes], place: int) -> dict[str, Any]:
 def _line(header: dict[str, str]) -> tuple[str | None, str | None]:
     """Cells of one line end in the order in which they were asked."""
     return header.get("session"), header.get("subshell_id")
+
+
+def short(header: dict[str, Any]) -> dict[str, str]:
+    """What of a header is repeated."""
+    return {name: header[name] for name in HEADER if _is_text(header.get(name))}
 
 
 def _is_text(value: object) -> bool:

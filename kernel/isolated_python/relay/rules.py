@@ -36,6 +36,7 @@ LONGEST_COMMAND = max(COMMANDS.values())
 
 HEARTBEAT = 4 * KiB  # bytes of a message on hb
 WHOLE = 64 * KiB  # bytes; a message up to this size crosses whole or not at all
+EDITED = 4096 * KiB  # bytes; the same where it has to be read to its end, because a profile says what may be displayed
 WAITING = 256 * KiB  # bytes that may wait for a slow reader, per direction
 
 
@@ -47,6 +48,27 @@ class Bounds:
     side: str  # who is speaking
     message: int  # bytes
     frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What a profile grants of what a kernel says. None: all of it."""
+
+    profile: str = ""  # its name
+    display: tuple[str, ...] | None = None  # mime types, globs allowed
+    wall_clock: float | None = None  # seconds of one cell
+    output: int | None = None  # bytes of one cell
+    messages: int | None = None  # of one cell
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters which cell runs."""
+        return any(one is not None for one in (self.wall_clock, self.output, self.messages))
+
+    def edits(self, channel: str) -> bool:
+        """Whether anything of what a kernel says on this channel may have to be taken out."""
+        limited = self.output is not None or self.messages is not None
+        return channel != "hb" and (self.display is not None or (limited and channel == "iopub"))
 
 
 class Refused(Exception):

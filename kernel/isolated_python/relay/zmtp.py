@@ -15,6 +15,7 @@ MORE, LONG, COMMAND = 1, 2, 4
 NULL = b"NULL".ljust(20, b"\0")
 
 Inspect = Callable[[list[bytes]], bool | None]
+Edit = Callable[["Walk", bool], "bytes | None"]
 
 
 class Walk:
@@ -22,25 +23,32 @@ class Walk:
 
     `inspect` is called with the frames of every message that is small enough to be held whole, and with the first
     frames of one that is not, which may be none. What it refuses does not go on, nor a whole one where it returns True.
+    `edit` is called after it, with ourselves, who have `seen` these frames, and whether they are all: it returns what
+    goes on instead of the message, or None for the message as it came.
     """
 
-    def __init__(self, bounds: Bounds, inspect: Inspect | None = None) -> None:
-        self.bounds, self.inspect = bounds, inspect
+    def __init__(
+        self, bounds: Bounds, inspect: Inspect | None = None, edit: Edit | None = None, whole: int = WHOLE
+    ) -> None:
+        """`whole`: bytes of a message that is held until all of it is there."""
+        self.bounds, self.inspect, self.edit, self.whole = bounds, inspect, edit, whole
         self.greeted = 0  # bytes of the greeting that have passed
         self.ready = False
         self.held = bytearray()  # of the current message, not let through yet
         self.scanned = 0  # bytes of `held` that have been read
         self.passing = 0  # bytes of a large frame's body still to come: let through as they are
         self.torn = False  # a part of the current message is through already
+        self.dropping = False  # no, none of it is, and the rest will not be either
         self.frames = 0
         self.size = 0
         self.seen: list[bytes] = []
-        self.messages = 0
+        self.messages = self.bytes = 0  # that came to their end
+        self._edits: list[tuple[int, int, bytes]] = []  # from and to where something else than `held` goes on
 
     @property
     def between(self) -> bool:
         """Whether the stream stands between two messages, so that another could be put in."""
-        return self.ready and not self.torn
+        return self.ready and (not self.torn or self.dropping)
 
     def feed(self, data: bytes) -> bytes:
         """Take what a peer said; returns what may go on. Raises Refused; then nothing of it may."""
@@ -52,7 +60,8 @@ class Walk:
         if self.passing and data:
             part, data = data[: self.passing], data[self.passing :]
             self.passing -= len(part)
-            out.append(part)
+            if not self.dropping:
+                out.append(part)
             if not self.passing and not self._more:
                 self._end()
         if data:
@@ -106,26 +115,25 @@ class Walk:
                 continue
             self._count(length)
             if len(held) - body < length:
-                if self.size <= WHOLE:
+                if self.size <= self.whole:
                     self._uncount(length)
                     break
                 # Too large to be held: what there is goes on, the rest will pass as it comes.
                 self._more = bool(flags & MORE)
                 self.passing = length - (len(held) - body)
-                self._tear()
+                self._tear(through, len(held))
                 through = len(held)
                 break
-            if self.size > WHOLE:  # also where it has come in one piece: what is seen hangs on no accident of reading
-                self._tear()
-            elif self.inspect is not None:
-                self.seen.append(bytes(held[body : body + length]))
             self.scanned = body + length
-            if not flags & MORE and self._end():
-                del held[through : self.scanned]
-                self.scanned = through
+            if self.size > self.whole:  # also where it came in one piece: what is seen hangs on no accident of reading
+                self._tear(through, self.scanned)
+            elif self.inspect is not None or self.edit is not None:
+                self.seen.append(bytes(held[body : body + length]))
+            if not flags & MORE:
+                self._end(through, self.scanned)
             if self.torn or not flags & MORE:
                 through = self.scanned
-        out = bytes(held[:through])
+        out = self._edited(through)
         del held[:through]
         self.scanned = max(0, self.scanned - through)
         return out
@@ -146,18 +154,41 @@ class Walk:
         self.frames -= 1
         self.size -= length
 
-    def _tear(self) -> None:
-        if not self.torn and self.inspect is not None:
-            self.inspect(self.seen)
+    def _tear(self, start: int, stop: int) -> None:
+        """The message is too large to be held: what becomes of it is decided by what was seen until here."""
+        if not self.torn:
+            self.dropping = self._decide(start, stop, whole=False)
+        elif self.dropping:
+            self._edits.append((start, stop, b""))
         self.torn, self.seen = True, []
 
-    def _end(self) -> bool:
-        """The end of a message. True: it is not to go on."""
-        kept_back = self.inspect is not None and not self.torn and bool(self.inspect(self.seen))
-        self.frames = self.size = 0
-        self.torn, self.seen = False, []
+    def _decide(self, start: int, stop: int, *, whole: bool) -> bool:
+        """Show the message, which stands there in what is held. True: something else goes on instead of it."""
+        kept_back = self.inspect is not None and self.inspect(self.seen) and whole
+        instead = b"" if kept_back else self.edit(self, whole) if self.edit is not None else None
+        if instead is not None:
+            self._edits.append((start, stop, instead))
+        return instead is not None
+
+    def _edited(self, through: int) -> bytes:
+        """What goes on of what is held, up to there."""
+        if not self._edits:
+            return bytes(self.held[:through])
+        parts, place = [], 0
+        for start, stop, instead in self._edits:
+            parts += [bytes(self.held[place:start]), instead]
+            place = stop
+        self._edits.clear()
+        return b"".join([*parts, bytes(self.held[place:through])])
+
+    def _end(self, start: int = 0, stop: int = 0) -> None:
+        """The message has come to its end. If it is whole, it stands there in what is held."""
+        if not self.torn:
+            self._decide(start, stop, whole=True)
+        self.bytes += self.size
         self.messages += 1
-        return kept_back
+        self.frames = self.size = 0
+        self.torn, self.dropping, self.seen = False, False, []
 
     def _command(self, body: bytes) -> None:
         name = body[1 : 1 + body[0]] if body else b""
