@@ -383,7 +383,7 @@ class Door(Neighbours):
 def dealer(target: Any, channel: str, kind: bytes) -> socket.socket:
     """A client of a kernel, with no more than what its connection file says."""
     one = socket.socket(socket.AF_UNIX)
-    one.settimeout(5)
+    one.settimeout(15)
     one.connect(target.info["ip"] + "-" + str(target.info[channel + "_port"]))
     kind = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
     one.sendall(b"\xff" + b"\0" * 8 + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + b"\0" * 32)

@@ -41,8 +41,11 @@ class Cells:
         self.open[kept.get("msg_id", "")] = kept
         if len(self.open) > MOST:
             del self.open[next(iter(self.open))]
-        # In a large request the content is not seen. What was allowed once a cell may use later, from a thread.
-        self.forbidden = self.forbidden is not False and _part(frames, 5).get("allow_stdin", True) is False
+        # What was allowed once a cell may use later, from a thread. The content of a large request is not seen, and
+        # changes nothing: else whoever writes a long cell could allow it themselves.
+        allowed = _part(frames, 5).get("allow_stdin")
+        if self.forbidden is not False and isinstance(allowed, bool):
+            self.forbidden = not allowed
         return printable(kept.get("msg_id", ""))
 
     def published(self, frames: list[bytes]) -> bool:
