@@ -256,7 +256,7 @@ class Supervisor:
         tell: Callable[[dict[str, Any]], None],
     ) -> None:  # fmt: skip
         number, answered = request.get("id"), False
-        starts = verb is Supervisor.start
+        starts = verb is not None and request.get("verb") == "start"
 
         def reply(error: IsolatedPythonError | None = None, **values: Any) -> None:
             nonlocal answered
@@ -286,7 +286,7 @@ class Supervisor:
 
     def _start_refused(self, request: Request, error: IsolatedPythonError) -> None:
         profile = request.get("profile")
-        about = {"profile": profile.get("name") if isinstance(profile, dict) else ""}
+        about = {"profile": profile.get("name") if isinstance(profile, dict) else request.get("named")}
         about |= {name: request.get(name) for name in ("kernel", "owner")}
         texts = {name: value if isinstance(value, str) else "" for name, value in about.items()}
         self.log.write("start-refused", **texts, reason=str(error))
