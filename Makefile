@@ -23,7 +23,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-attacks test-mutations test-places fuzz test-upstream test-vm test-all lint types contracts bench clean wheel
+.PHONY: help run test test-attacks test-mutations test-places fuzz test-upstream test-vm test-all lint types contracts bench bench-quick clean wheel
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,9 +118,11 @@ types: $(TEST)/.installed ## Strict types
 contracts: $(TEST)/.installed ## Imports point down only
 	PYTHONPATH=kernel $(TEST)/bin/lint-imports --no-cache
 
-bench: $(TEST)/.installed ## Figures beside the stock kernel, in the same run
-	@test -f benchmarks/run.py || { echo "There is no benchmarks/run.py in this checkout." >&2; exit 1; }
+bench: $(TEST)/.installed ## Figures beside the stock kernel, in the same run (ARGS=… names some)
 	$(TEST)/bin/python benchmarks/run.py $(ARGS)
+
+bench-quick: ARGS := --quick $(ARGS)
+bench-quick: bench ## The most important of them, in some three minutes
 
 clean: ## Remove what was built, venvs included
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache $(filter /var/lib/isolated-python-tests,$(VENVS))
