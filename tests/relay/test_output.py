@@ -251,7 +251,7 @@ buffers = st.lists(st.sampled_from([b"", b"x" * 300, b"x" * (WHOLE + 9)]), max_s
 cuts = st.lists(st.integers(1, 300) | st.sampled_from([1, 9, 1 << 12, 1 << 16]), min_size=1, max_size=20)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(contents, buffers), max_size=8), cuts,
     st.sampled_from([{"display": ()}, {"messages": 2}, {"output": 1 << 17}, {"display": ("image/*",), "messages": 3}]),
