@@ -127,6 +127,17 @@ def test_more_than_there_is_room_for_is_not_kept_and_holds_nobody_up(keeping: Se
     assert name not in Diff(keeping, ordinary)().stdout
 
 
+def test_a_tree_that_is_deeper_than_python_can_recurse_is_kept(root_server: Server, ordinary: Ordinary) -> None:
+    name = root_server.start(overrides=KEEP)["id"]
+    root_server.text("import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')")
+    root_server.ask("stop", name="kernel")
+    diff = Diff(root_server, ordinary)
+    try:
+        assert len(diff(name).stdout.splitlines()) == 1500
+    finally:
+        diff(name, "--discard")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_owners_are_the_same_for_everybody(server: Server, mode: str) -> None:
     """Inside everything is the kernel's user's; outside it is whose the folder is, in every mode."""

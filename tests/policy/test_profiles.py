@@ -74,6 +74,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"capabilities": {"subprocess": False}, "layers": {"seccomp": "off"}}, "held by seccomp"),
     ({"cells": {"wall_clock": 10}}, "no unit"),
     ({"files": {"changes": "keep"}}, "means nothing"),
+    ({"files": {"workspace": "copy-on-write", "changes": "keep"}, "layers": {"pid": "prefer"}}, "nobody may be alive"),
     ({"files": {"workspace": "copy-on-write", "size": "1 GiB"}}, "resources.tmp is the size"),
     ({"files": {"size": 5}}, "no unit"),
     ({"cells": {"wall_clock": "1 ms"}}, "less than any kernel needs"),

@@ -70,11 +70,14 @@ class Changes:
 
     def _add(self, archive: tarfile.TarFile) -> None:
         """Every name in the changes, folders before what is in them."""
-        left, entries = self._most, 0
-        for folder, folders, files in os.walk("."):
-            for name in sorted([*folders, *files]):
+        left, entries, folders = self._most, 0, ["."]
+        while folders:
+            folder = folders.pop()
+            for name in sorted(os.listdir(folder)):
                 path = os.path.normpath(f"{folder}/{name}")
                 about = os.lstat(path)
+                if stat.S_ISDIR(about.st_mode):
+                    folders.append(path)
                 if stat.S_ISREG(about.st_mode):
                     left -= about.st_size
                 entries += 1

@@ -72,6 +72,5 @@ def _measure(folder: int, answer: int) -> None:
                     total += os.stat(name, dir_fd=here, follow_symlinks=False).st_blocks * 512
                 except OSError:  # it is gone
                     continue
+    finally:  # a tree can be deeper than anybody can walk: what was seen of it counts
         enough()
-    finally:
-        os._exit(1)

@@ -328,6 +328,11 @@ def check(profile: Profile) -> None:
         raise ProfileError(
             "files.links = false is held by Landlock, and layers.landlock is off", remedy="remove one of them"
         )
+    if profile.files.kept and profile.layers.pid != "require":
+        raise ProfileError(
+            'files.changes = "keep" needs layers.pid = "require": nobody may be alive where changes are read',
+            remedy="remove one of them",
+        )
     if profile.files.size is not None and profile.files.workspace != "read-write":
         raise ProfileError(
             f"files.size means nothing where files.workspace is {profile.files.workspace}",
