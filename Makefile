@@ -23,7 +23,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-attacks test-mutations test-places fuzz test-upstream test-vm test-all lint types contracts bench bench-quick clean wheel
+.PHONY: help run test test-pool test-attacks test-mutations test-places fuzz test-upstream test-vm test-all lint types contracts bench bench-quick clean wheel
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ test-mutations: $(TEST)/.installed ## Each layer off in turn: an attack must the
 docs/attacks.md: $(TEST)/.installed $(wildcard tests/escapes/*.py)
 	@mkdir -p docs && $(TEST)/bin/python -P tests/escapes/page.py >$@
 
+test-pool: $(TEST)/.installed ## All tests of kernels, each of them one that stood before it was asked for
+	$(TEST)/bin/python -P -m pytest -q tests/kernel --pool $(ARGS) </dev/null
+
 test-upstream: $(UPSTREAM)/.installed ## Other people's suites, in the sandbox (ARGS=… names suites, --stock)
 	$(UPSTREAM)/bin/python tests/upstream/run.py $(ARGS) </dev/null
 
@@ -106,7 +109,7 @@ test-vm: $(TEST)/.installed ## A virtual machine with cgroup v2 and systemd (slo
 	$(call packages,qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs openssh-client util-linux)
 	$(TEST)/bin/python -P -m pytest -q tests/vm -o norecursedirs= --timeout=7200 $(ARGS) </dev/null
 
-test-all: test test-attacks test-mutations test-places test-upstream test-vm ## Everything above, one after the other
+test-all: test test-pool test-attacks test-mutations test-places test-upstream test-vm ## Everything above, one after the other
 
 lint: $(TEST)/.installed ## Style, and the names that are banned
 	$(TEST)/bin/ruff check --no-cache .

@@ -248,7 +248,7 @@ def test_the_plan_is_explained_to_people_and_to_scripts(jupyter_isolated: Termin
     assert "Modules that a cell may import: everything." in told.stdout
     exam = jupyter_isolated("explain", "--profile", "exam")
     assert "granted (hidden, guard, native code off)." in exam.stdout
-    assert "packages that are not granted" in exam.stdout
+    assert "files and folders that are not granted" in exam.stdout
     is_refused(jupyter_isolated("explain", "--profile", "none-such"), "there is no profile")
 
 

@@ -2,6 +2,7 @@
 
 {"do": "start", "name": …, "overrides": …, "cwd": …}   → {"pid": …} or {"error": "…"}
                                                          "spec": what to change in the kernelspec
+                                                         "manager": what to change in its manager
 {"do": "run", "name": …, "code": …, "timeout": …}      → {"text": …, "status": "ok" | "error" | "dead"}
 {"do": "send", "name": …, "type": …, "content": …}     → {"heard": [[type, content, digests of buffers], …]}
 {"do": "request", "name": …, "channel": …, "type": …, "content": …, "header": …}  → {"content": …} of the reply
@@ -55,6 +56,8 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
     manager.kernel_spec.metadata["kernel_provisioner"] = stanza
     for trait, value in ask.get("spec", {}).items():
         setattr(manager.kernel_spec, trait, value)
+    for trait, value in ask.get("manager", {}).items():
+        setattr(manager, trait, value)
     if ask.get("pool"):
         prime(manager, ask)
     began = time.monotonic()

@@ -105,6 +105,34 @@ def test_our_kernelspec_without_our_provisioner_is_no_kernel(server: Server) -> 
     assert "died" in server.refused(spec=spec)["error"]
 
 
+def test_whoever_asks_for_tcp_gets_sockets_that_nobody_else_can_reach(server: Server) -> None:
+    """No port is opened on any address. Encryption that may be there is not missed where there is no network."""
+    server.start(manager={"transport": "tcp", "ip": "0.0.0.0", "transport_encryption": "auto"})
+    assert server.text("print(1)") == "1"
+    told, folder = server.ask("connection", name="kernel"), Path(server.ask("supervisor")["folder"])
+    assert told["transport"] == "ipc"
+    assert Path(told["ip"]).parent == folder / "clients"
+    assert (folder / "clients").stat().st_mode & 0o077 == 0
+    listening = [one for process in [psutil.Process(server.process.pid), *server.ours()] for one in ports(process)]
+    assert listening == []
+
+
+def ports(process: psutil.Process) -> list[Any]:
+    return [one for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_encryption_that_is_required_is_refused_clearly(server: Server, declared: bool) -> None:
+    """jupyter_client asks the kernelspec first; where that declares it, we say what there is in its place."""
+    ours = {"kernel_provisioner": OURS}
+    metadata = ours | {"supported_encryption": ["curve"]} if declared else ours
+    said = refused_without_trace(
+        server,
+        lambda: server.refused(spec={"metadata": metadata}, manager={"transport_encryption": "required"}),
+    )
+    assert ("no network transport to encrypt" if declared else "does not declare 'curve'") in said
+
+
 RUNTIME = {
     "missing": "not a folder that is ours",
     "relative": "not a folder that is ours",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.kernel.conftest import Server
@@ -123,3 +125,26 @@ def test_another_program_cannot_start_without_what_it_needs(server: Server) -> N
         said = server.refused(overrides=NOT[name], spec={"argv": argv})["error"]
         assert f"grants no {name}" in said
         assert "\n" not in said
+
+
+def test_options_of_a_socket_that_no_library_needs_every_day_are_unknown_here(server: Server) -> None:
+    """Also with rubbish in the half of the argument that Linux does not read. What libraries set works as ever."""
+    server.start()
+    refused = {"program": (1, 26), "zerocopy": (1, 60), "tls": (6, 31), "netfilter": (0, 64), "sources": (0, 39)}
+    refused |= {"headers": (41, 54), "other level": (282, 1)}
+    code = (
+        "import ctypes, errno, socket\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "one = socket.socket(); value = ctypes.byref(ctypes.c_int(1))\n"
+        "def ask(level, name):\n"
+        "    libc.syscall(54, one.fileno(), ctypes.c_long(level), ctypes.c_long(name), value, 4)\n"
+        "    return errno.errorcode[ctypes.get_errno()]\n"
+        "one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n"
+        "socket.socket(socket.AF_INET6).setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)\n"
+        f"asked = {[*refused.values()]!r}\n"
+        "asked += [(level, name | 1 << 32) for level, name in asked]\n"
+        "print({ask(*one) for one in asked})"
+    )
+    if os.uname().machine == "x86_64":
+        assert server.text(code) == "{'ENOPROTOOPT'}"

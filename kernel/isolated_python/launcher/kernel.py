@@ -41,8 +41,6 @@ AHEAD = (
     "sqlite3",
 )
 
-LAST_ANSWER = 1.0  # seconds
-
 
 def prepare() -> None:
     """In the zygote: import and build what every kernel needs, without a thread, a socket or a file."""
@@ -77,11 +75,6 @@ def run(order: dict[str, Any], descriptors: Descriptors) -> None:
     else:
         _wait(app, socket.socket(fileno=handover))
     app.start()
-    # ipykernel ends the thread of iopub first; one that still answers a shutdown_request would wait for it for seconds.
-    control = app.control_thread
-    if control is not None and control.is_alive():
-        control.stop()
-        control.join(LAST_ANSWER)
     # What the interpreter would do at its end; ours is the zygote's, whose stack is no place for a kernel to return to.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

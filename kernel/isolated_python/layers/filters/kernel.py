@@ -11,7 +11,7 @@ call newer than this page, answers ENOSYS: to a library that is an older Linux, 
 from __future__ import annotations
 
 from dataclasses import replace
-from errno import EAFNOSUPPORT, EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
+from errno import EAFNOSUPPORT, EINVAL, ENOPROTOOPT, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
 from itertools import combinations
 
 from . import ALLOW, NOTIFY, Group, Match, Table, When, any_of, exactly, none_of, one_of, otherwise, refuse
@@ -86,7 +86,7 @@ GRANTED = (
         ALLOW,
         (
             *("bind", "connect", "listen", "accept", "accept4", "shutdown", "getsockname", "getpeername"),
-            *("getsockopt", "setsockopt", "sendto", "recvfrom", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg"),
+            *("getsockopt", "sendto", "recvfrom", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg"),
         ),
     ),
 )
@@ -203,6 +203,58 @@ STREAM, DGRAM = 1, 2
 TYPE = 0xF  # the kernel refuses any other bit than SOCK_NONBLOCK and SOCK_CLOEXEC itself
 TCP, UDP = 6, 17
 
+# What libraries of every day set on a socket, by level; Linux answers any other option as if it did not know it. Among
+# those: SO_ATTACH_FILTER and its kin (programs in Linux), SO_ZEROCOPY, TCP_ULP (TLS in Linux), TCP_REPAIR, headers and
+# source lists of multicast, and the tables of netfilter, which have a record of holes.
+SOL_SOCKET, IPPROTO_IP, IPPROTO_TCP, IPPROTO_IPV6 = 1, 0, 6, 41
+OPTIONS: dict[int, tuple[int, ...]] = {
+    SOL_SOCKET: (
+        *(
+            1,
+            2,
+            5,
+            6,
+            7,
+            8,
+            9,
+            10,
+            11,
+        ),  # DEBUG REUSEADDR DONTROUTE BROADCAST SNDBUF RCVBUF KEEPALIVE OOBINLINE NO_CHECK
+        *(12, 13, 15, 16, 18, 19, 20, 21),  # PRIORITY LINGER REUSEPORT PASSCRED RCVLOWAT SNDLOWAT RCVTIMEO SNDTIMEO
+        *(
+            25,
+            29,
+            34,
+            35,
+            37,
+            40,
+            42,
+            46,
+        ),  # BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS TIMESTAMPING RXQ_OVFL PEEK_OFF …
+        *(47, 49, 63, 64, 65, 66, 67, 76),  # MAX_PACING_RATE INCOMING_CPU, those of time with 64 bits, PASSPIDFD
+    ),
+    IPPROTO_IP: (
+        *(1, 2, 8, 10, 11, 12, 13, 15, 20, 24),  # TOS TTL PKTINFO MTU_DISCOVER RECVERR RECVTTL RECVTOS FREEBIND …
+        *(
+            32,
+            33,
+            34,
+            35,
+            36,
+            49,
+            51,
+        ),  # MULTICAST_IF _TTL _LOOP, {ADD,DROP}_MEMBERSHIP, MULTICAST_ALL, LOCAL_PORT_RANGE
+    ),
+    IPPROTO_TCP: (
+        *(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),  # NODELAY MAXSEG CORK KEEPIDLE KEEPINTVL KEEPCNT SYNCNT LINGER2 …
+        *(12, 13, 18, 23, 25, 30, 36),  # QUICKACK CONGESTION USER_TIMEOUT FASTOPEN NOTSENT_LOWAT FASTOPEN_CONNECT INQ
+    ),
+    IPPROTO_IPV6: (
+        *(16, 17, 18, 19, 20, 21, 23, 25, 26, 29),  # UNICAST_HOPS MULTICAST_* {ADD,DROP}_MEMBERSHIP … V6ONLY
+        *(49, 51, 66, 67, 70, 78),  # RECVPKTINFO RECVHOPLIMIT RECVTCLASS TCLASS AUTOFLOWLABEL FREEBIND
+    ),
+}
+
 TERMINAL = (
     *(0x5401, 0x5402, 0x5403, 0x5404),  # TCGETS TCSETS TCSETSW TCSETSF
     *(0x802C542A, 0x402C542B, 0x402C542C, 0x402C542D),  # the same with 2: glibc 2.42 on
@@ -255,6 +307,13 @@ def family(domain: int) -> tuple[When, ...]:
     )
 
 
+def option(level: int) -> tuple[When, ...]:
+    return (
+        *(When("setsockopt", ALLOW, (exactly(1, level), exactly(2, number))) for number in OPTIONS[level]),
+        When("setsockopt", refuse(ENOPROTOOPT), (exactly(1, level), otherwise(2))),
+    )
+
+
 def mode(call: str, argument: int, *also: Match) -> tuple[When, ...]:
     """No set-uid or set-gid bit: a program in the workspace would lend its owner's rights to whoever starts it.
 
@@ -296,6 +355,8 @@ RULES = (
     When("socketpair", ALLOW, (exactly(0, UNIX), Match(1, STREAM, TYPE), exactly(2, 0))),
     When("socketpair", ALLOW, (exactly(0, UNIX), Match(1, DGRAM, TYPE), exactly(2, 0))),
     When("socketpair", refuse(EAFNOSUPPORT), (otherwise(0),)),
+    *(rule for level in OPTIONS for rule in option(level)),
+    When("setsockopt", refuse(ENOPROTOOPT), (otherwise(1),)),
     When("clone", ALLOW, (none_of(0, NAMESPACES),)),
     *(When("clone", NOTIFY, (match,)) for match in any_of(0, NAMESPACES)),
     *mode("chmod", 1),
