@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree.ElementTree import parse
@@ -28,8 +29,8 @@ class Mutant:
     layer: str
     ran: int = 0
     succeeded: set[str] = field(default_factory=set)  # the attacks' names
-    refused: int = 0  # starts that the profile refused, for it cannot be without this layer
-    odd: list[str] = field(default_factory=list)  # what failed otherwise
+    refused: int = 0  # starts that the profile refused: it cannot be without this layer
+    odd: Counter[str] = field(default_factory=Counter)  # what failed otherwise
 
     @property
     def killed(self) -> bool:
@@ -65,10 +66,10 @@ def _judge(found: Mutant, message: str) -> None:
     worked = re.search(r"(\w+) succeeded: .* The layer (\w+) should stop it", message, re.DOTALL)
     if worked and worked[2] == found.layer:
         found.succeeded.add(worked[1])
-    elif f"layers.{found.layer} carries all others" in message:
+    elif f"layers.{found.layer} carries all others" in message or f"layers.{found.layer} is off" in message:
         found.refused += 1
     else:
-        found.odd.append(" ".join(message.split())[:300])
+        found.odd[" ".join(message.split())[:300]] += 1
 
 
 def main() -> int:
@@ -77,8 +78,8 @@ def main() -> int:
     for layer in sys.argv[1:] or LAYERS:
         mutants.append(without(layer))
         print(mutants[-1], flush=True)
-        for line in mutants[-1].odd:
-            print(f"  failed in another way: {line}", file=sys.stderr, flush=True)
+        for line, times in mutants[-1].odd.items():
+            print(f"  failed in another way, {times}×: {line}", file=sys.stderr, flush=True)
     unnoticed = [one.layer for one in mutants if not one.killed]
     if unnoticed:
         print(f"No attack fails without: {', '.join(unnoticed)}", file=sys.stderr)

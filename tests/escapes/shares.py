@@ -16,7 +16,7 @@ import psutil
 from isolated_python.policy.profile import MiB
 
 from tests.escapes.places import Said
-from tests.escapes.targets import WAITS, Service, Target
+from tests.escapes.targets import WAITS, Service, Target, comes_true, stands_still
 
 # A kernel with little, so that an attack need not ask for much.
 LITTLE = {"resources": {"memory": "192 MiB", "tmp": "16 MiB", "shm": "16 MiB"}}
@@ -87,9 +87,14 @@ class ProcessOne(Target):
             self.facts = {"pid": self.control.pid}
 
     def harm(self, said: Said) -> str:
-        if not self.process.is_running() or self.process.status() == psutil.STATUS_ZOMBIE:
+        if not comes_true(lambda: self._ended() or stands_still(self.process), 0.2 if self.inside else 10):
+            return ""
+        if self._ended():
             return "" if self.inside else "it ended"  # with it everything in the sandbox, which is all that it keeps
-        return "it was stopped" if self.process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP) else ""
+        return "it was stopped"
+
+    def _ended(self) -> bool:
+        return not self.process.is_running() or self.process.status() == psutil.STATUS_ZOMBIE
 
     def remove(self) -> None:
         if not self.inside:

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +31,20 @@ if TYPE_CHECKING:
     from tests.escapes.places import Place, Said
 
 WAITS = "import sys; sys.stdin.read()"  # a process that ends when its maker does
+
+
+def comes_true(question: Callable[[], bool], seconds: float) -> bool:
+    """A signal that was sent has been delivered; what it does may take a moment, more of it on a busy machine."""
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while not question():
+        if time.monotonic() > deadline:
+            return False
+        pause.wait(0.01)
+    return True
+
+
+def stands_still(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 class Target:
@@ -210,19 +226,14 @@ class Victim(Target):
     def harm(self, said: Said) -> str:
         if self.token in said.loot:
             return "it was seen"
-        if self.seen.is_running() and self.seen.status() == psutil.STATUS_STOPPED:
-            return "it was stopped"
         if self._traced():
             return "it is traced"
         now = self._state() if self.process.poll() is None else self.before
         if now != self.before:
             return f"it has another {', another '.join(name for name in now if now[name] != self.before[name])}"
-        try:
-            # A signal that was sent has been delivered; its death may take a moment, more of it on a busy machine.
-            self.process.wait(0.2 if self.inside else 10)
-        except subprocess.TimeoutExpired:
-            return ""
-        return f"it ended with {self.process.returncode}"
+        if comes_true(lambda: self.process.poll() is not None or stands_still(self.seen), 0.2 if self.inside else 10):
+            return "it was stopped" if self.process.poll() is None else f"it ended with {self.process.returncode}"
+        return ""
 
 
 class Service(Target):
