@@ -3,7 +3,7 @@ The side doors of a Jupyter server: by what else than a kernel a person's work r
 
 Runs:     in `jupyter isolated doctor --server`, on a server that is configured and never started
 Trusts:   the configuration it finds
-Imports:  kernelspecs
+Imports:  errors, kernelspecs
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from jupyter_core.paths import ENV_CONFIG_PATH, SYSTEM_CONFIG_PATH, jupyter_config_path
 
+from isolated_python.errors import HostError
 from isolated_python.kernelspecs import LockedKernelSpecManager
 
 
@@ -149,9 +150,11 @@ def _extension(name: str) -> Door:
 
 
 def configured(arguments: list[str]) -> Any:
-    """The server that these arguments would start: with its extensions, and without a port."""
-    from jupyter_server.serverapp import ServerApp
-
+    """The server that these arguments would start: with its extensions, and without a port. Raises HostError."""
+    try:
+        from jupyter_server.serverapp import ServerApp
+    except ImportError:
+        raise HostError("there is no Jupyter Server in this environment", remedy="ask where the server is") from None
     app = ServerApp()
     app.initialize(["--Application.log_level=ERROR", *arguments], new_httpserver=False)
     return app

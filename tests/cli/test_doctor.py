@@ -112,6 +112,17 @@ def test_a_kernel_looks_around_inside_and_finds_nothing() -> None:
 
 def test_bad_usage_ends_with_2() -> None:
     assert run("--nonsense").returncode == 2
+    assert run("--", "--ServerApp.port=1").returncode == 2  # of a server that is not asked about
+
+
+def test_without_a_server_there_is_a_sentence() -> None:
+    hidden = "import sys; sys.modules['jupyter_server'] = None; sys.argv[1:] = ['doctor', '--server']"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{hidden}; from isolated_python.cli import main; main()"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: there is no Jupyter Server in this environment: ask where the server is\n"
 
 
 FACTS = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), "0000000000000000") | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -52,6 +53,9 @@ def etc() -> Iterator[Path]:
         with (folder / "jupyter_server_config.py").open("a") as file:
             file.write(f"c.IsolatedProvisioner.overrides = {SMALL!r}\n")
         (folder / "migrated").touch()
+        (folder / "jupyter_server_config.d").mkdir()
+        on = {"ServerApp": {"jpserver_extensions": {"jupyter_server_proxy": True}}}
+        (folder / "jupyter_server_config.d" / "proxy.json").write_text(json.dumps(on))
         folder.chmod(0o555)
         yield folder
         folder.chmod(0o755)

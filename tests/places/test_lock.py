@@ -164,7 +164,10 @@ def test_no_path_leads_a_workspace_out_of_the_notebooks(server: Server, path: st
     about = {"path": path, "type": "notebook", "name": "x", "kernel": {"name": "python3"}}
     status, answer = server.ask("POST", "api/sessions", about)
     assert status in (404, 500)
-    assert any(words in answer["message"] for words in ("is locked", "whole home folder", "outside root"))
+    message = answer["message"]
+    assert any(words in message for words in ("is locked", "whole home folder", "outside root", "behind the link")), (
+        message
+    )
     assert server.ask("POST", "api/kernels", {"name": "python3", "path": path})[0] == 500
     assert server.ask("GET", "api/kernels")[1] == []
 
@@ -271,6 +274,19 @@ def test_a_server_that_reads_a_persons_configuration_does_not_start(homes: Calla
     assert f"start it with JUPYTER_CONFIG_DIR={etc} PYTHONNOUSERSITE=1" in done.stderr
 
 
+def enabled(*names: str) -> dict[str, dict[str, bool]]:
+    return {"jpserver_extensions": dict.fromkeys(names, True)}
+
+
+def extensions(home: Path, *names: str) -> dict[str, str]:
+    """Server extensions that do nothing, where Python finds them."""
+    for name in names:
+        (home / "packages").mkdir(exist_ok=True)
+        points = f"def _jupyter_server_extension_points():\n    return [{{'module': {name!r}}}]\n\n\n"
+        (home / "packages" / f"{name}.py").write_text(points + "def _load_jupyter_server_extension(app):\n    pass\n")
+    return {"PYTHONPATH": str(home / "packages")}
+
+
 def doctor(ordinary: Ordinary, env: dict[str, str]) -> dict[str, dict[str, str]]:
     command = [
         sys.executable,
@@ -294,18 +310,23 @@ def test_the_doctor_names_every_door_that_stands_open(ordinary: Ordinary) -> Non
     opened = ordinary.home / ".jupyter" / "jupyter_server_config.json"
     opened.parent.mkdir()
     settings: dict[str, Any] = {"ExecutePreprocessor": {"enabled": True}, "ContentsManager": {"allow_hidden": True}}
-    settings["ServerApp"] = {"allow_external_kernels": True}
+    settings["ServerApp"] = {"allow_external_kernels": True, **enabled("jupyter_server_proxy", "somebodys")}
     opened.write_text(json.dumps(settings))
-    found = doctor(ordinary, ordinary.environment)
+    found = doctor(ordinary, ordinary.environment | extensions(ordinary.home, "jupyter_server_proxy", "somebodys"))
     shut = [name for name, one in found.items() if one["verdict"] != "FAIL"]
     assert shut == []
     assert {*found} >= {"kernels", "terminals", "nbconvert runs", "extension manager", "user configuration"}
     assert found["terminals"]["remedy"] == "c.ServerApp.terminals_enabled = False"
+    assert (
+        found["jupyter_server_proxy"]["remedy"] == 'c.ServerApp.jpserver_extensions = {"jupyter_server_proxy": False}'
+    )
+    assert "not known here" in found["somebodys"]["cause"]
     assert all("c." in one["remedy"] or "JUPYTER_CONFIG_DIR" in one["remedy"] for one in found.values())
 
 
 def test_the_doctor_finds_no_door_open_on_a_locked_server(ordinary: Ordinary, etc: Path) -> None:
-    found = doctor(ordinary, locked(ordinary.home, etc))
+    """Also where a package switches itself on, as jupyter-server-proxy does when it is installed."""
+    found = doctor(ordinary, locked(ordinary.home, etc) | extensions(ordinary.home, "jupyter_server_proxy"))
     assert {name: one["cause"] for name, one in found.items() if one["verdict"] != "PASS"} == {}
 
 

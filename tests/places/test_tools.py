@@ -49,6 +49,7 @@ def test_papermill_gives_parameters_and_its_notebook_runs_in_a_sandbox(folder: P
     assert (folder / "made").read_text() == "xxx"
 
 
+@pytest.mark.thorough
 def test_nbconvert_executes_in_a_sandbox(folder: Path) -> None:
     done = run(folder, "jupyter-nbconvert", "--execute", "--to", "notebook", "--output", "out.ipynb", "in.ipynb")
     assert done.returncode == 0, done.stderr
