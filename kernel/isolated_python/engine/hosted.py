@@ -366,11 +366,7 @@ class Hosted(Supervisor):
         self.loop.ignore(peer.socket)
         peer.socket.close()
         for name in peer.kernels:
-            sandbox = self.sandboxes.get(name)
-            if sandbox is not None:
-                sandbox.forget()
-            if self.shared is not None:
-                self.shared.relay.close(name)
+            self._forget(name)
         if not self.peers:
             self._tell_service({"event": "idle", "given": self.given})
 
@@ -381,6 +377,8 @@ class Hosted(Supervisor):
             raise SystemExit(0) from None
 
     def _ended(self, sandbox: Sandbox, status: int, reason: str) -> None:
+        if sandbox.idle:
+            self.idle.add(sandbox.name)
         event = {"event": "ended", "kernel": sandbox.name, "status": status, "reason": reason, "words": sandbox.words}
         for peer in self.peers:  # those of this user to whom the name says nothing pay no heed to it
             if peer.greeted:
