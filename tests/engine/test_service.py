@@ -184,6 +184,9 @@ def test_no_client_gets_a_weaker_kernel_than_root_allows(own: Service, alice: Or
         assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
         mounts = {"files": {"workspace": "none", "mounts": [{"source": "/etc", "target": "/data"}]}}
         assert "does not grant the mount" in caller.ask("resolve", named="standard", overrides=mounts)["message"]
+        kept = {"files": {"workspace": "copy-on-write", "changes": "keep"}}
+        assert "does not keep" in caller.ask("resolve", named="standard", overrides=kept)["message"]
+        assert "does not keep" in caller.start("bad", overrides=kept)["message"]
         hers = alice.home / ".jupyter" / "isolated-python" / "profiles"
         hers.mkdir(parents=True)
         (hers / "mine.toml").write_text('[layers]\nseccomp = "off"\n')
