@@ -174,10 +174,10 @@ class Caller:
 
     def order(self, name: str = "kernel", **changed: Any) -> dict[str, Any]:
         return {
-            "kernel": name, "named": "standard", "overrides": {"files": {"workspace": "none"}}, "view": "",
+            "kernel": name, "owner": "", "named": "standard", "overrides": {"files": {"workspace": "none"}}, "view": "",
             "root": ROOT, "trees": [*interpreters.own_trees()], "interpreter": interpreters.own_interpreter(),
             "argv": None, "arguments": [], "cwd": "/", "connection": CONNECTION,
-            "environment": {"HOME": "/home/user", "PATH": "/usr/bin:/bin"}, "key": "key", "owner": "",
+            "environment": {"HOME": "/home/user", "PATH": "/usr/bin:/bin"}, "key": "key",
             "sockets": "0123abcd",
             "streams": {"stdin": False, "stdout": False, "stderr": False}, "ports": [20001, 20002, 20003, 20004, 20005],
             **changed,

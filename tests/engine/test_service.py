@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ import psutil
 import pytest
 from isolated_python.engine.identities import COUNT, FIRST
 from isolated_python.errors import ProfileError
-from isolated_python.linux import packets
+from isolated_python.linux import mount, namespaces, packets
 from isolated_python.policy import service as policy
 
 from tests.conftest import BIN, Ordinary
@@ -183,6 +184,9 @@ def test_no_client_gets_a_weaker_kernel_than_root_allows(own: Service, alice: Or
         assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
         mounts = {"files": {"workspace": "none", "mounts": [{"source": "/etc", "target": "/data"}]}}
         assert "does not grant the mount" in caller.ask("resolve", named="standard", overrides=mounts)["message"]
+        kept = {"files": {"workspace": "copy-on-write", "changes": "keep"}}
+        assert "does not keep" in caller.ask("resolve", named="standard", overrides=kept)["message"]
+        assert "does not keep" in caller.start("bad", overrides=kept)["message"]
         hers = alice.home / ".jupyter" / "isolated-python" / "profiles"
         hers.mkdir(parents=True)
         (hers / "mine.toml").write_text('[layers]\nseccomp = "off"\n')
@@ -241,6 +245,33 @@ def test_a_workspace_is_a_folder_that_its_user_owns(shared: Service, alice: Ordi
         assert count(shared, alice) <= held + 2  # each of these would have left one, at least
     os.close(read)
     os.close(write)
+
+
+def test_what_a_servers_own_mount_forbids_is_forbidden_to_its_kernels(shared: Service, alice: Ordinary) -> None:
+    """A server that systemd lets only read its folders has no kernel that writes there."""
+    course = alice.home / "course"
+    course.mkdir()
+    os.chown(course, alice.uid, alice.gid)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Caller(shared.path, alice) as caller:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                namespaces.unshare(namespaces.CLONE_NEWNS)
+                mount.make_private()
+                mount.mount(str(course), str(course), "", mount.MS_BIND)
+                mount.mount("", str(course), "", mount.MS_BIND | mount.MS_REMOUNT | mount.MS_RDONLY)
+                socket.send_fds(theirs, [b"x"], [os.open(course, os.O_RDONLY | os.O_DIRECTORY)])
+                signal.pause()  # with it would go its mounts
+            finally:
+                os._exit(0)
+        _, (folder,), _, _ = socket.recv_fds(ours, 1, 1)
+        started = caller.started(descriptors=[folder], overrides={})
+        os.close(folder)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        mounts = Path(f"/proc/{kernel_of(started)}/mountinfo").read_text().splitlines()
+        assert [line.split()[5].split(",")[0] for line in mounts if str(course) in line] == ["ro"]
 
 
 def streams(*given: str) -> dict[str, bool]:

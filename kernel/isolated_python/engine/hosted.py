@@ -297,7 +297,15 @@ class Hosted(Supervisor):
             places.roots_own(folder)
         profiles = [*(folder / "profiles" for folder in folders), sources.SHIPPED]
         changes = [("the configuration", overrides)] if overrides else []
-        return sources.load(named, changes, folders=profiles, ceilings=folders, otherwise=policy.CEILING)
+        resolved = sources.load(named, changes, folders=profiles, ceilings=folders, otherwise=policy.CEILING)
+        if resolved.profile.files.kept:
+            # To archive them, a process of root's uid walks through a mount namespace that is taken for a sandbox's. A
+            # zygote of the user's own could have made that, with folders of root's in the place of what has changed.
+            raise ProfileError(
+                "the service does not keep what a kernel has changed in a copy-on-write workspace",
+                remedy='write changes = "discard"',
+            )
+        return resolved
 
     def _check_descriptors(self, streams: dict[str, bool], profile: Profile, descriptors: list[int]) -> None:
         """Those of the streams, the workspace and the mounts, in this order. Raises RequestError, ProfileError."""
@@ -366,11 +374,7 @@ class Hosted(Supervisor):
         self.loop.ignore(peer.socket)
         peer.socket.close()
         for name in peer.kernels:
-            sandbox = self.sandboxes.get(name)
-            if sandbox is not None:
-                sandbox.forget()
-            if self.shared is not None:
-                self.shared.relay.close(name)
+            self._forget(name)
         if not self.peers:
             self._tell_service({"event": "idle", "given": self.given})
 
@@ -381,6 +385,8 @@ class Hosted(Supervisor):
             raise SystemExit(0) from None
 
     def _ended(self, sandbox: Sandbox, status: int, reason: str) -> None:
+        if sandbox.idle:
+            self.idle.add(sandbox.name)
         event = {"event": "ended", "kernel": sandbox.name, "status": status, "reason": reason, "words": sandbox.words}
         for peer in self.peers:  # those of this user to whom the name says nothing pay no heed to it
             if peer.greeted:

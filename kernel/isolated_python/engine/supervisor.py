@@ -182,14 +182,17 @@ class Supervisor:
 
     def forget(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         """End a kernel if it runs, and close its door for good."""
+        self._forget(request["kernel"])
+        reply()
+
+    def _forget(self, name: str) -> None:
         assert self.shared is not None
-        sandbox = self.sandboxes.get(request["kernel"])
+        sandbox = self.sandboxes.get(name)
         if sandbox is not None:
             sandbox.forget()
-        self.shared.relay.close(request["kernel"])
-        self.ledger.end(request["kernel"])
-        self.idle.discard(request["kernel"])
-        reply()
+        self.shared.relay.close(name)
+        self.ledger.end(name)
+        self.idle.discard(name)
 
     def report(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         """What runs, PAGE at a time from the number `start` on: an answer has a bound, and a site many kernels."""
