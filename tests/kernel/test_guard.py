@@ -91,12 +91,13 @@ def foreign() -> Iterator[Path]:
     venv.create(path, symlinks=True)
     site = next((path / "lib").glob("python3*/site-packages"))
     found = packages.environment(interpreters.own())
+    ignored = shutil.ignore_patterns("__pycache__", "third_party")  # jedi's 5,000 files of types, for completion
     for name in sight._closure(found, {"ipykernel", "iniconfig"}):
         package = found.packages[name]
         for top in package.tops:
             here = Path(package.folder, top)
             if here.is_dir():
-                shutil.copytree(here, site / top, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(here, site / top, dirs_exist_ok=True, ignore=ignored)
             elif here.exists():
                 shutil.copy(here, site / top)
     yield path

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
-from isolated_python.guard.explain import REASONS, told
+from isolated_python.guard.explain import REASONS, kind, told
 from isolated_python.policy import sources
 
 from tests.kernel.conftest import Server
@@ -147,6 +148,14 @@ def test_every_reason_has_a_cell_that_meets_it() -> None:
 def test_every_refusal_has_its_sentence(server: Server, profile: dict[str, Any]) -> None:
     server.start(overrides=profile)
     provoke(server, "kernel", profile)
+
+
+def test_a_layer_that_is_off_is_behind_nothing() -> None:
+    refused, nothing = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), {"granted": [], "refused": []}
+    for strictness, found in (("require", "ECONNREFUSED"), ("off", "")):
+        layers = {"layers": {"net": strictness}}
+        granted = sources.load("standard", [("the test", layers)], ceilings=[]).profile.to_wire()
+        assert kind(refused, granted, nothing) == found
 
 
 ORDINARY = [

@@ -29,6 +29,9 @@ def test_an_examination(server: Server) -> None:
     server.start(profile="exam")
     assert server.text(COMPUTE) == WORKED
     assert server.text("print(pd.read_csv('data.csv').y.mean())") == "3.0"
+    asked = {"code": "pd.DataFrame({'a': [1]})", "silent": False, "store_history": True, "user_expressions": {}}
+    heard = server.ask("send", name="kernel", type="execute_request", content=asked | {"allow_stdin": False})["heard"]
+    assert {kind for _, content, _ in heard for kind in content.get("data", ())} == {"text/plain"}  # and no HTML
     failed(server, "open('data.csv', 'a')", "the workspace is read-only (files.workspace)")
     failed(server, "import os; os.unlink('data.csv')", "the workspace is read-only")
     failed(server, "open('notes.txt', 'w')", "the workspace is read-only")

@@ -143,8 +143,6 @@ def _of_capabilities(seen: Seen) -> str:
 
 
 def _of_network(seen: Seen) -> str:
-    if seen.granted["layers"]["net"] == "off":
-        return ""
     if seen.name == "gaierror":
         return "ENETUNREACH"
     return "family" if seen.number in FAMILIES and seen.connects else ""
@@ -179,14 +177,14 @@ LOOKS = (_of_modules, _of_programs, _of_tasks, _of_capabilities, _of_network, _o
 
 
 def kind(error: BaseException, granted: dict[str, Any], lists: dict[str, list[str]]) -> str:
-    """Which of REASONS is behind an error, or behind what it came of; empty where none is."""
+    """Which of REASONS is behind an error, or behind what it came of; empty where none is. No layer that is off is."""
     came_of: Any = error
     for _ in range(8):
         if not isinstance(came_of, BaseException):
             break
         seen = Seen(came_of, granted, lists)
         found = next(filter(None, (look(seen) for look in LOOKS)), "")
-        if found:
+        if found and granted["layers"].get(REASONS[found].layer) != "off":
             return found
         # urllib keeps the reason; requests raises anew while it handles one; others say `from`.
         reason = getattr(came_of, "reason", None)
