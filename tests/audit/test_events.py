@@ -23,6 +23,7 @@ from isolated_python.audit.read import Reader
 from isolated_python.layers import seccomp
 
 from tests.conftest import Ordinary
+from tests.escapes.channels import connect, execute, messages_of
 from tests.kernel.conftest import Server, outlive, serve, watched
 
 # Audited, and without effect where it were not refused.
@@ -53,6 +54,20 @@ def test_a_life_is_a_start_refusals_and_an_end(server: Server) -> None:
     server.ask("stop", name="kernel", now=True)
     (ended,) = server.records("kernel-ended", **about)
     assert (ended["status"], ended["refused"]) == (-9, {"ptrace": 10})
+
+
+def test_of_many_cells_that_wait_the_one_is_named_whose_turn_it_is(server: Server) -> None:
+    """As with "Run All": asked for together, they run one after the other."""
+    name = server.start()["id"]
+    info = server.ask("connection", name="kernel")
+    late = f"import threading; threading.Event().wait(0.3); {HARMLESS}"
+    with connect(info, "shell") as one:
+        messages = messages_of(one)
+        next(messages)  # the handshake
+        cells = [execute(one, info["key"], code) for code in ("1", late, "2")]
+        for cell in cells:
+            assert cell.encode() in b"".join(next(messages))
+    assert [one["cell"] for one in server.records("call-refused", kernel=name)] == [cells[1]]
 
 
 def test_a_server_begins_and_ends(server: Server) -> None:
