@@ -16,14 +16,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pytest
 from isolated_python.audit.ledger import RECORDS
 from isolated_python.audit.read import Reader
 from isolated_python.layers import seccomp
 
 from tests.conftest import Ordinary
-from tests.kernel.conftest import Server, outlive, serve, watched
+from tests.escapes.channels import connect, execute, messages_of
+from tests.kernel.conftest import Server, serve
 
 # Audited, and without effect where it were not refused.
 HARMLESS = "import ctypes; ctypes.CDLL(None).ptrace(0xffff, 0, 0, 0)"
@@ -55,19 +55,31 @@ def test_a_life_is_a_start_refusals_and_an_end(server: Server) -> None:
     assert (ended["status"], ended["refused"]) == (-9, {"ptrace": 10})
 
 
+def test_of_many_cells_that_wait_the_one_is_named_whose_turn_it_is(server: Server) -> None:
+    """As with "Run All": asked for together, they run one after the other."""
+    name = server.start()["id"]
+    info = server.ask("connection", name="kernel")
+    late = f"import threading; threading.Event().wait(0.3); {HARMLESS}"
+    with connect(info, "shell") as one:
+        messages = messages_of(one)
+        next(messages)  # the handshake
+        cells = [execute(one, info["key"], code) for code in ("1", late, "2")]
+        for cell in cells:
+            assert cell.encode() in b"".join(next(messages))
+    assert [one["cell"] for one in server.records("call-refused", kernel=name)] == [cells[1]]
+
+
 def test_a_server_begins_and_ends(server: Server) -> None:
     """Also one that is killed: then the end is missing, and its kernels' too."""
-    server.start()
-    first = server.ask("supervisor")["pid"]
-    assert server.records("supervisor-started")[0]["host"]["root"] == server.root
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        one = server.ask("supervisor")["pid"]
-        family = watched([psutil.Process(one)])
-        os.kill(one, number)
-        assert not outlive(family, 20)
-    assert [one["kernels"] for one in server.records("supervisor-ended")] == [1]
-    assert server.records("supervisor-ended")[0]["supervisor"] == first
+    supervisors = []
+    for name, number in (("ended", signal.SIGTERM), ("killed", signal.SIGKILL)):
+        server.start(name)
+        supervisors.append(server.ask("supervisor")["pid"])
+        os.kill(supervisors[-1], number)
+        server.ask("ended", name=name)  # from here on the server knows
+    assert [(one["supervisor"], one["kernels"]) for one in server.records("supervisor-ended")] == [(supervisors[0], 1)]
     server.start("again")
+    assert {one["host"]["root"] for one in server.records("supervisor-started")} == {server.root}
     assert len(server.records("supervisor-started")) == 3
 
 
@@ -108,6 +120,9 @@ def test_limits_that_were_met_are_told(server: Server) -> None:
     assert (met["limit"], met["cell"]) == ("resources.wall_clock", server.ask("asked", name="hasty")["msg_id"])
     (ended,) = server.records("kernel-ended", kernel=name)
     assert "resources.wall_clock" in ended["reason"]
+    name = server.start("patient", {"cells": {"wall_clock": "1 s"}})["id"]
+    assert server.run("while True: pass", "patient")["status"] == "error"
+    assert [one["limit"] for one in server.records("limit-reached", kernel=name)] == ["cells.wall_clock"]
 
 
 FORKS = """

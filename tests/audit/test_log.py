@@ -179,6 +179,16 @@ def test_a_flood_of_one_event_leaves_room_for_others() -> None:
     assert found[-1]["event"] == "call-refused"
 
 
+def test_a_server_that_asks_under_a_thousand_names_has_one_share() -> None:
+    """The users of a shared machine share the file."""
+    ledger, found = told()
+    for number in range(10_000):
+        ledger.tell("start-refused", f"kernel-{number}", account_of="", owner="eve", profile="", reason="no")
+    assert len(found) < RECORDS + 20
+    assert {(one["kernel"], one["count"].bit_count()) for one in found[RECORDS:]} == {("", 1)}
+    assert len(ledger._accounts) == 1
+
+
 def test_how_often_is_told_at_each_doubling() -> None:
     ledger, found = told()
     for _ in range(9):

@@ -38,9 +38,12 @@ class Ledger:
         if now.bit_length() > before.bit_length():
             self.tell(event, kernel, count=now, **values)
 
-    def tell(self, event: str, kernel: str, **values: Any) -> None:
-        """Write a record of what a kernel did, if it has not had its share of them."""
-        account = self._account(kernel)
+    def tell(self, event: str, kernel: str, *, account_of: str | None = None, **values: Any) -> None:
+        """Write a record of what a kernel did, if it has not had its share of them.
+
+        `account_of`: whose share it is, where `kernel` is a name that anybody could have chosen.
+        """
+        account = self._account(kernel if account_of is None else account_of)
         account.owner = values.get("owner", account.owner)
         if account.written[event] < RECORDS:
             account.written[event] += 1
@@ -48,7 +51,7 @@ class Ledger:
             return
         account.dropped[event] += 1
         if account.dropped[event].bit_count() == 1:
-            self._tell_dropped(kernel, event)
+            self._tell_dropped(kernel if account_of is None else account_of, event)
 
     def end(self, kernel: str) -> None:
         """The kernel is forgotten; say what was not written of it."""

@@ -69,10 +69,10 @@ def _all(reader: Any) -> Iterator[dict[str, Any]]:
 def line(record: dict[str, Any]) -> str:
     """A record for a person: when, what, which kernel, and the rest as it is called in the schema."""
     rest = {name: value for name, value in record.items() if name not in FIRST and value not in ("", [], {}, None)}
-    if record["event"] == "supervisor-started":
-        host = record.get("host", {})
+    host = record.get("host")
+    if record["event"] == "supervisor-started" and isinstance(host, dict):
         rest = {name: host[name] for name in ("release", "root", "cgroup", "landlock_abi") if name in host}
-    words = "  ".join(f"{name} {_plain(value)}" for name, value in rest.items())
+    words = "  ".join(f"{_plain(name)} {_plain(value)}" for name, value in rest.items())
     which = record.get("kernel", f"supervisor {record.get('supervisor')}")
     return f"{_plain(record.get('time', ''))[:19]}Z  {_plain(record['event']):18} {_plain(which):.12}  {words}".rstrip()
 

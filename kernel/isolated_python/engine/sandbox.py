@@ -492,6 +492,7 @@ class Sandbox:
             return
         if not again:
             self._interrupted = now
+            self._limit("cells.wall_clock", f"a cell ran for {most:g} s, and was interrupted")
             self.signal(signal.SIGINT)
         elif now - (self._interrupted or now) > EARLIEST:
             self._deadline("cells.wall_clock", f"{most:g} s for one cell, and an interrupt did not end it")
@@ -526,6 +527,7 @@ class Sandbox:
         """Its workspace: the cell that runs is told, or the next one."""
         most = (self.profile.files.size or 0) >> 20
         words = f"the workspace holds {found >> 20} MiB, and the profile {self.profile.name} grants {most} MiB"
+        self._limit("files.size", words)
         self._shared.relay.ask("notice", self.name, text=f"{words} (files.size)")
 
     def _deadline(self, key: str, used: str) -> None:

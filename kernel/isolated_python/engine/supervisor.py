@@ -292,7 +292,7 @@ class Supervisor:
         about = {"profile": profile.get("name") if isinstance(profile, dict) else request.get("named")}
         about |= {name: request.get(name) for name in ("kernel", "owner")}
         texts = {name: value if isinstance(value, str) else "" for name, value in about.items()}
-        self.log.write("start-refused", **texts, reason=str(error))
+        self.ledger.tell("start-refused", texts.pop("kernel"), account_of="", reason=str(error), **texts)
 
     def _mirror(self, record: dict[str, Any]) -> None:
         """The server may pass records on. One that does not listen does not hold us up: the file has them."""

@@ -108,7 +108,7 @@ class Kernel:
         cell = self.cells.asked(frames)
         if self.granted.counts:
             self.turns.asked(frames)
-        self._active(cell)
+        self._active(self.cells.turn if cell else "")
         if cell:
             notices, self.notices = self.notices, []
             for text in notices:
@@ -128,9 +128,12 @@ class Kernel:
 
     def published(self, frames: list[bytes]) -> None:
         """The kernel has sent a message on iopub."""
+        before = self.cells.turn
         if self.cells.published(frames):
             self.busy = False
             self.broker.tell_of(self, "")
+        elif self.cells.turn != before:
+            self.broker.tell_of(self, self.cells.turn)
         if self.granted.wall_clock is not None:
             self.turns.published(frames)
             if self.turns.begun != self.began[0]:

@@ -32,6 +32,11 @@ class Cells:
         """The header of the oldest request: those that were asked after it wait."""
         return next(iter(self.open.values()), None)
 
+    @property
+    def turn(self) -> str:
+        """The id of the oldest request, as far as it can be printed."""
+        return printable((self.running or {}).get("msg_id", ""))
+
     def asked(self, frames: list[bytes]) -> str:
         """A message of a client on shell. Returns its id if it is a cell, else an empty string."""
         header = _part(frames, 2)
