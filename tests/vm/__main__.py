@@ -20,7 +20,8 @@ if __name__ == "__main__":
     machine = Machine(image.build(print), print)
     try:
         install(machine)
-        print(f"For one test:  cd {PLACE} && {PYTHON} -P -m pytest tests/kernel/test_limits.py -k memory")
+        print(f"For one test:  cd {PLACE} && export HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis-{user}")
+        print(f"               {PYTHON} -P -m pytest -p no:cacheprovider tests/kernel/test_limits.py -k memory")
         subprocess.run(machine.ssh(user, ["bash", "-l"], "-t"), check=False)
     finally:
         machine.close()
