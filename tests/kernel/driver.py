@@ -58,7 +58,7 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
         setattr(manager.kernel_spec, trait, value)
     for trait, value in ask.get("manager", {}).items():
         setattr(manager, trait, value)
-    if ask.get("pool"):
+    if ask.get("pool") and can_wait(manager, ask):
         prime(manager, ask)
     began = time.monotonic()
     manager.start_kernel(cwd=ask["cwd"], **ask.get("arguments", {}))
@@ -100,6 +100,21 @@ def forget(ask: dict[str, Any]) -> dict[str, Any]:
     from isolated_python.engine import client
 
     return client.current().ask("forget", kernel=ask["id"]).result(10)
+
+
+def can_wait(manager: KernelManager, ask: dict[str, Any]) -> bool:
+    """Whether a pool has such kernels: of our own program, with a workspace that can come later, and no mounts."""
+    from isolated_python.engine import interpreters
+    from isolated_python.errors import IsolatedPythonError
+    from isolated_python.policy import sources
+
+    try:
+        overrides = [("the test", ask["overrides"])] if ask.get("overrides") else []
+        files = sources.load(ask.get("profile", "standard"), overrides).profile.files
+    except IsolatedPythonError:  # the start itself will say so
+        return False
+    program = [sys.executable if word == "python" else word for word in manager.kernel_spec.argv]
+    return interpreters.is_ours(program) and not files.mounts and files.workspace != "copy-on-write"
 
 
 def prime(like: KernelManager, ask: dict[str, Any]) -> None:

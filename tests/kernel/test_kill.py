@@ -59,12 +59,12 @@ def left(pid: int, folder: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("victim", ["kernel", "init", "zygote", "relay", "mover", "supervisor", "server"])
 def test_who_is_killed_takes_along_what_hangs_on_it_and_nothing_else(server: Server, victim: str) -> None:
-    server.start("b")
+    server.start("b", pool=False)
     where = server.ask("supervisor")
     supervisor, folder = where["pid"], where["folder"]
     server.text("x = 41", "b")
     alone = left(supervisor, folder)
-    init = server.start("a")["pid"]
+    init = server.start("a", pool=False)["pid"]
     # With a child in a session of its own that listens to no signal.
     stubborn = "import os, signal\nif not os.fork(): os.setsid(); signal.signal(15, signal.SIG_IGN); signal.pause()"
     server.text(stubborn, "a")
@@ -87,7 +87,7 @@ def test_who_is_killed_takes_along_what_hangs_on_it_and_nothing_else(server: Ser
         for name in ("a", "b"):
             assert "error" not in server.ask("ready", name=name)  # clients connect again by themselves
         server.text("print(os.getpid())", "a")
-        server.start("c")
+        server.start("c", pool=False)
         assert server.text("print(1)", "c") == "1"
         server.ask("stop", name="c", now=True)
         soon(lambda: left(supervisor, folder), both)
@@ -96,7 +96,7 @@ def test_who_is_killed_takes_along_what_hangs_on_it_and_nothing_else(server: Ser
         soon(lambda: left(supervisor, folder), {"folder": False, "cgroups": []})
     if victim == "supervisor":
         assert server.ask("alive", name="b") == {"alive": False}
-        server.start("c")  # by another
+        server.start("c", pool=False)  # by another
         assert server.text("print(1)", "c") == "1"
     elif victim != "server":
         assert server.text("print(x + 1)", "b") == "42"
@@ -105,14 +105,14 @@ def test_who_is_killed_takes_along_what_hangs_on_it_and_nothing_else(server: Ser
 @pytest.mark.parametrize("then", ["given up", "killed"])
 def test_a_start_that_ends_before_its_kernel_is_born_leaves_nothing(server: Server, then: str) -> None:
     """Its zygote has the order, and has not carried it out: the person gives up, or the zygote is killed."""
-    server.start("b")
+    server.start("b", pool=False)
     where = server.ask("supervisor")
     before = left(where["pid"], where["folder"])
     inits = [one.pid for one in psutil.Process(where["pid"]).children() if one.children()]
     zygote = processes(server, *inits)["zygote"]
     os.kill(zygote, signal.SIGSTOP)
     try:
-        begun = server.ask("begin", name="a", **server.wanted())["id"]
+        begun = server.ask("begin", name="a", **server.wanted(pool=False))["id"]
         if then == "given up":
             server.ask("forget", id=begun)
         else:
@@ -121,7 +121,7 @@ def test_a_start_that_ends_before_its_kernel_is_born_leaves_nothing(server: Serv
     finally:
         with suppress(ProcessLookupError):
             os.kill(zygote, signal.SIGCONT)
-    server.start("c")  # from the same zygote, or from another
+    server.start("c", pool=False)  # from the same zygote, or from another
     server.ask("stop", name="c", now=True)
     soon(lambda: left(where["pid"], where["folder"]), before)
     assert server.text("print(1)", "b") == "1"

@@ -101,12 +101,12 @@ def test_a_crash_is_told_in_the_cell(server: Server) -> None:
 def test_a_kernel_that_dies_as_it_starts_says_why_in_the_log(server: Server) -> None:
     """jupyter_client only says that it died; what the kernel wrote about it is not lost."""
     wrong = {"extra_arguments": ["--IPKernelApp.kernel_class=no.such.Kernel"]}
-    assert "died" in server.refused(arguments=wrong)["error"]
+    assert "died" in server.refused(arguments=wrong, pool=False)["error"]
     assert "No module named 'no'" in server.ask("logged")["text"]
 
 
 def test_nothing_is_left_after_a_shutdown(server: Server) -> None:
-    pid = server.start()["pid"]
+    pid = server.start(pool=False)["pid"]
     where = server.ask("supervisor")
     server.ask("stop", name="kernel")
     assert not psutil.pid_exists(pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tests.kernel.conftest import Server
@@ -49,7 +50,8 @@ def test_a_kernel_that_listens_to_nobody_is_asked_nothing(limited: Server) -> No
 
 
 def test_usage_of_a_kernel_of_another_program_and_of_one_that_was_restarted(limited: Server) -> None:
-    limited.start(kernel="python3", spec={"metadata": {"kernel_provisioner": {"provisioner_name": "isolated-python"}}})
+    program = "from ipykernel.kernelapp import launch_new_instance as launch; launch()"
+    limited.start(spec={"argv": [sys.executable, "-c", program, "-f", "{connection_file}"]})
     assert usage(limited)["hostname"] == "sandbox"
     limited.ask("restart", name="kernel", now=True)
     assert usage(limited)["sandbox"]["processes"] > 1
