@@ -82,7 +82,7 @@ def test_progress_is_drawn_on_a_terminal(ordinary: Ordinary) -> None:
     try:
         environment = jupyter_isolated.environment | {"TERM": "xterm"}
         assert jupyter_isolated("run", name, stderr=there, env=environment).returncode == 0
-        assert "starting the kernel" in os.read(here, 1 << 16).decode()
+        assert b"starting the kernel" in os.read(here, 1 << 16)
     finally:
         os.close(here)
         os.close(there)
