@@ -12,6 +12,7 @@ from isolated_python.linux import cgroups
 from tests.kernel.conftest import Server
 from tests.kernel.test_limits import group_of, left_after
 
+LIMITS = {"memory": "300 MiB", "tmp": "40 MiB", "shm": "16 MiB", "processes": 77}
 BUS = f"/run/user/{os.geteuid()}/bus"
 pytestmark = pytest.mark.skipif(
     os.geteuid() == 0 or not os.path.exists(BUS) or not cgroups.own().v2 or bool(cgroups.own().v1),
@@ -65,7 +66,7 @@ def test_a_scope_goes_with_its_server(server: Server) -> None:
 
 def test_limits_outlive_a_reload_of_systemd(server: Server) -> None:
     """The group below the scope is ours: the manager that reads its files again leaves it alone."""
-    group = group_of(server.start(overrides={"resources": {"memory": "300 MiB", "processes": 77}})["pid"])
+    group = group_of(server.start(overrides={"resources": LIMITS})["pid"])
     names = ("memory.max", "pids.max", "cpu.max")
     before = [(group["memory"] / name).read_text() for name in names]
     systemctl("daemon-reload")

@@ -20,7 +20,7 @@ from tests.vm.product import PLACE, PYTHON, install
 EACH = 600  # seconds that one test may take inside, where everything is some thirteen times slower
 LAYERS = ("tests/layers", "tests/linux")
 LIMITS = ("tests/kernel/test_limits.py", "tests/kernel/test_life.py")
-KERNEL = (*LIMITS, *(f"tests/kernel/test_{part}.py" for part in ("inside", "bad_input", "systemd")))
+KERNEL = (*LIMITS, *(f"tests/kernel/test_{part}.py" for part in ("inside", "kill", "reasons", "bad_input", "systemd")))
 UNIT = (
     *("systemd-run", "--pipe", "--wait", "--collect", "--quiet", f"--working-directory={PLACE}"),
     *("-p", f"User={image.PERSON}", "-p", "Delegate=yes"),

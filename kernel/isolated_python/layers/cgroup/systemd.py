@@ -18,7 +18,7 @@ from isolated_python.linux import cgroups
 if TYPE_CHECKING:
     from jeepney import Message
 
-PATIENCE = 10.0  # seconds
+PATIENCE = 30.0  # seconds; after ten, a busy machine had not answered
 REMEDY = f"start the server with systemd-run --user --scope -p Delegate=yes, or {cgroups.OPT_OUT}"
 
 
