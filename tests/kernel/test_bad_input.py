@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,18 @@ def test_our_kernelspec_without_our_provisioner_is_no_kernel(server: Server) -> 
     """A front end that runs the argv by itself gets a sentence, and no kernel without a sandbox."""
     spec = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
     assert "died" in server.refused(spec=spec)["error"]
+
+
+def test_the_kernelspecs_command_refuses_whoever_runs_it_by_itself(ordinary: Ordinary) -> None:
+    """VS Code and emacs do. One sentence, the status of a wrong configuration, and no kernel."""
+    spec = json.loads((Path(sys.prefix) / "share/jupyter/kernels/isolated-python/kernel.json").read_text())
+    file = ordinary.home / "connection.json"
+    words = {"python": sys.executable, "{connection_file}": str(file)}
+    done = ordinary.run([words.get(word, word) for word in spec["argv"]], check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (78, "", 1)
+    assert "run without a sandbox" in done.stderr
+    assert "jupyter lab" in done.stderr
+    assert not file.exists()
 
 
 def test_whoever_asks_for_tcp_gets_sockets_that_nobody_else_can_reach(server: Server) -> None:

@@ -135,13 +135,13 @@ def test_a_stopped_kernel_leaves_no_group(limited: Server) -> None:
 
 def test_a_killed_mover_is_replaced(limited: Server) -> None:
     """Who moves zygotes into groups is a fork of the supervisor; the kernels after the next have theirs by another."""
-    limited.start("a")
+    limited.start("a", pool=False)
     supervisor = psutil.Process(limited.ask("supervisor")["pid"])
     (mover,) = (child for child in supervisor.children() if child.cmdline() == supervisor.cmdline())
     mover.kill()
     psutil.wait_procs([mover], timeout=5)
     for name in ("b", "c"):
-        pid = limited.start(name, overrides=MEMORY)["pid"]
+        pid = limited.start(name, overrides=MEMORY, pool=False)["pid"]
         assert group_of(pid) != group_of(supervisor.pid)
         assert "resources.memory" in limited.run("x = bytearray(400 << 20)", name)["text"]
     assert limited.text("print(1)", "a") == "1"
