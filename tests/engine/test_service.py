@@ -515,7 +515,7 @@ def test_a_zygote_that_is_a_users_own_program_is_bounded_and_ends(
         answer = caller.start(trees=trees, interpreter=[str(script), [], ""])
         assert "it comes to nothing" in answer["message"]
         hers, others = (strangers(one) for one in (caller, his))
-        assert len(hers) == 2
+        assert len(hers) >= 2  # and a zygote of before, where her supervisor had not been let go of yet
         assert {one.uids().real for one in hers}.isdisjoint(one.uids().real for one in others)
         fds = watched(hers)
         caller.close()
@@ -529,7 +529,7 @@ service = socket.socket(fileno=3)
 service.send(json.dumps({{"event": "ready"}}).encode())
 for _ in range(500):
     service.send(json.dumps({{"event": "forked"}}).encode())
-service.recv(100)
+asked = socket.recv_fds(service, 1000, 1)
 service.recv(100)
 """
 
@@ -542,8 +542,9 @@ def test_a_zygote_that_lies_about_births_gets_no_cgroups_for_them(shared: Servic
     with Caller(shared.path, alice) as caller:
         order = caller.order(trees=[*caller.order()["trees"], str(alice.home)], interpreter=[str(script), [], ""])
         asked = caller.send("start", **order)
-        while caller.ask("list")["total"] and caller.ask("list")["kernels"][0]["memory"] is None:
+        while (kernels := caller.ask("list")["kernels"]) and kernels[0]["memory"] is None:
             pass  # it has not been given a group yet
+        assert kernels, caller.answer(asked)
         groups = cgroups_of(int(caller.folder.rsplit("-", 2)[1]))
         assert len([path for path in groups if "/kernel-" in path]) <= 2 * len([p for p in groups if "helpers" in p])
         caller.ask("forget", kernel="kernel")
