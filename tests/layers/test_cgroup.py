@@ -123,7 +123,10 @@ def test_one_process_too_many_is_refused_and_counted(parent: cgroup.Parent) -> N
 def test_cpu_is_rationed(parent: cgroup.Parent) -> None:
     """A fifth of a core, busy for a fifth of a second of its own time, takes most of a second."""
     group = parent.group("cpu", Resources(cpu=0.2))
-    busy = "import time\nt = time.monotonic()\nwhile time.process_time() < 0.2: pass\nprint(time.monotonic() - t)"
+    busy = (
+        "import time\nt, end = time.monotonic(), time.process_time() + 0.2\n"
+        "while time.process_time() < end: pass\nprint(time.monotonic() - t)"
+    )
     child = Child(busy)
     group.attach(child.pid)
 
