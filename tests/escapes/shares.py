@@ -53,20 +53,28 @@ class Survivor(Target):
     def prepare(self) -> None:
         self.facts = {"word": f"survivor-{self.token}"}
 
-    def _found(self) -> list[psutil.Process]:
-        return [one for one in psutil.process_iter(["cmdline"]) if self.facts["word"] in (one.info["cmdline"] or ())]
+    def _found(self) -> list[int]:
+        """Read afresh: psutil keeps what it knew of a pid, and pids come again."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if self.facts["word"].encode() in Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0"):
+                    found.append(int(name))
+        return found
 
     def harm(self, said: Said) -> str:
         assert not any(self.attack.name in key for key in self.place.running), "the kernel still runs"
-        return f"{len(self._found())} processes outlived it" if self._found() else ""
+        # A program that has just been started shows its words a moment later.
+        there = comes_true(lambda: bool(self._found()), 0 if self.inside else 10)
+        return f"{len(self._found())} processes outlived it" if there else ""
 
     def remove(self) -> None:
         for _ in range(100):  # some start others when they die
             left = self._found()
-            for act in (psutil.Process.suspend, psutil.Process.kill):
-                for one in left:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        act(one)
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
             if not left:
                 return
         raise AssertionError(f"left running: {left}")
