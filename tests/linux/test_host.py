@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from isolated_python.linux import host, landlock, namespaces
 
@@ -71,24 +71,12 @@ def test_probing_leaves_nothing_behind() -> None:
     def state() -> tuple[object, ...]:
         spaces = [os.readlink(f"/proc/self/ns/{name}") for name in sorted(os.listdir("/proc/self/ns"))]
         mounts = [line.split()[3:5] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        return spaces, sorted(mounts), len(os.listdir("/proc/self/fd"))
+        children = {child.pid for child in psutil.Process().children()}
+        return spaces, sorted(mounts), len(os.listdir("/proc/self/fd")), children
 
     before = state()
     host.probe()
     assert state() == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-def test_probing_is_quick() -> None:
-    """Within 30 ms, the best of five: it is part of a supervisor's start."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        host.probe()
-        return time.perf_counter() - start
-
-    assert min(once() for _ in range(5)) < 0.030
 
 
 def test_an_ordinary_user_is_told_apart_from_root(ordinary) -> None:  # type: ignore[no-untyped-def]

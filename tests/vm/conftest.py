@@ -26,7 +26,7 @@ UNIT = (
     *("-p", f"User={image.PERSON}", "-p", "Delegate=yes"),
 )
 # Parameters and tests left out: programs whose packages are not on the disk, and a promise about a machine's own pace.
-NOWHERE = ("[numbers", "[tables", "[learn", "[plot", "test_probing_is_quick")
+NOWHERE = ("[numbers", "[tables", "[learn", "[plot")
 
 
 @dataclass(frozen=True)
