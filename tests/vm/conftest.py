@@ -25,7 +25,7 @@ UNIT = (
     *("systemd-run", "--pipe", "--wait", "--collect", "--quiet", f"--working-directory={PLACE}"),
     *("-p", f"User={image.PERSON}", "-p", "Delegate=yes"),
 )
-# Parameters and tests left out: programs whose packages are not on the disk, and a promise about a machine's own pace.
+# Parameters left out: programs whose packages are not on the disk.
 NOWHERE = ("[numbers", "[tables", "[learn", "[plot")
 
 
