@@ -1,7 +1,7 @@
 """
 The isolated kernel beside the stock one: one run, interleaved, medians with spread, and their ratio.
 
-    python benchmarks/run.py                     # everything; about a quarter of an hour
+    python benchmarks/run.py                     # everything; some twenty minutes
     python benchmarks/run.py --quick             # two minutes: fewer rounds, without what is slow
     python benchmarks/run.py start.warm trip     # some figures, or whole parts
     python benchmarks/run.py --list              # what there is
@@ -60,14 +60,15 @@ def chosen(names: list[str], *, quick: bool) -> list[Figure]:
     return [figure for figure in every if any(fnmatch.fnmatch(figure.name, pattern) for pattern in patterns)]
 
 
-def measure(bench: Bench) -> None:
+def measure(bench: Bench, share: float) -> None:
+    """`share`: of the time that each part may take."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     parts = [name for name in PARTS if any(figure.name.startswith(f"{name}.") for figure in bench.figures)]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bench.progress:
         bench.task = bench.progress.add_task("", total=len(parts))
         for name in parts:
             module, minutes = PARTS[name]
-            bench.until = time.monotonic() + 60 * (QUICK if bench.quick else minutes)
+            bench.until = time.monotonic() + 60 * (QUICK if bench.quick else minutes * share)
             module.measure(bench)
             bench.progress.advance(bench.task)
 
@@ -92,6 +93,7 @@ def main() -> None:
     words.add_argument("figures", nargs="*", metavar="FIGURE", help="a figure, a glob of figures, or a part")
     words.add_argument("--quick", action="store_true", help="fewer rounds, without what is slow")
     words.add_argument("--list", action="store_true", help="show the figures, and take none")
+    words.add_argument("--minutes", type=float, default=24, metavar="N", help="about how long it may take at most (24)")
     words.add_argument("--json", type=Path, metavar="FILE", help="where all values go (.cache/bench/bench.json)")
     asked = words.parse_args()
     figures = chosen(asked.figures, quick=asked.quick)
@@ -103,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="isolated-bench-") as folder:
         os.chmod(folder, 0o755)
         bench = Bench(Path(folder), figures, quick=asked.quick)
-        measure(bench)
+        measure(bench, min(1.0, asked.minutes / sum(minutes for _, minutes in PARTS.values())))
     target = asked.json or Path(".cache/bench/bench.json")
     target.parent.mkdir(parents=True, exist_ok=True)
     results = report.Results.of(about, figures, bench.found, bench.absent)
