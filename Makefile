@@ -125,7 +125,7 @@ bench: $(TEST)/.installed ## Figures beside the stock kernel, in the same run (A
 	$(TEST)/bin/python benchmarks/run.py $(QUICK) $(ARGS)
 
 bench-quick: QUICK := --quick
-bench-quick: bench ## The most important of them, in some three minutes
+bench-quick: bench ## Fewer rounds, and without what is slow
 
 clean: ## Remove what was built, venvs included
 	rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache $(filter /var/lib/isolated-python-tests,$(VENVS))
