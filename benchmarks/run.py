@@ -15,6 +15,7 @@ import argparse
 import fnmatch
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -88,6 +89,12 @@ def machine() -> dict[str, str]:
     }
 
 
+def end(*_: object) -> None:
+    """Told to end, a run takes down all that it has started, and its folder."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # timeout(1) tells the process, and then its group
+    sys.exit(143)
+
+
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("figures", nargs="*", metavar="FIGURE", help="a figure, a glob of figures, or a part")
@@ -101,6 +108,7 @@ def main() -> None:
         for figure in figures:
             print(f"{figure.name:22} {figure.title}")
         return
+    signal.signal(signal.SIGTERM, end)
     about = machine()
     with tempfile.TemporaryDirectory(prefix="isolated-bench-") as folder:
         os.chmod(folder, 0o755)

@@ -20,6 +20,16 @@ TESTER = "isolated-tester"
 BIN = str(Path(sys.executable).parent)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A run that is told to end takes down what it has set up, as one does that is interrupted at a terminal."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # timeout(1) tells the process, and then its group
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pool", action="store_true", help="let the tests' kernels be ones that stood before")
     every = "tests/escapes: every attack in every life, profile and path"
