@@ -16,6 +16,7 @@ With "pool": true in a start, the kernel is one that stood before it was asked f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -25,8 +26,10 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import psutil
 from jupyter_client.manager import KernelManager
 
 log = io.StringIO()
@@ -179,7 +182,19 @@ def rest(ask: dict[str, Any]) -> dict[str, Any]:
                 found.append("\n".join(content["traceback"]))
             case "status" if content["execution_state"] == "idle":
                 return {"text": "".join(found), "status": status}
-    return {"text": "".join(found), "status": "timeout"}
+    return {"text": "".join(found), "status": "timeout", "doing": doing(manager.provisioner.pid)}
+
+
+def doing(pid: int) -> list[str]:
+    """What a sandbox is at that does not answer: each thread's state, what it waits for, and in which system call."""
+    found = []
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                said = [(thread / name).read_text().strip() for name in ("comm", "wchan", "syscall")]
+                state = (thread / "stat").read_text().rpartition(")")[2].split()[0]
+                found.append(f"{thread.name} of {process.pid}: {state} {' '.join(said)}")
+    return found
 
 
 @deed
