@@ -11,13 +11,17 @@ import copy
 import itertools
 import json
 import os
+import select
 import shutil
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from isolated_python.engine import interpreters, relays
@@ -56,6 +60,8 @@ class Served:
         asked = {key: str(path) for key, path in where.items()}
         answer = self.ask("hello", interpreter=sys.executable, identities="/run/isolated-python", **asked)
         assert "error" not in answer, answer
+        self.answer(self.start(self.order(False, [])))  # what is opened for the first kernel is kept for the next ones
+        self.quiet()
 
     def send(self, verb: object, **values: Any) -> int:
         number = next(self.numbers)
@@ -72,25 +78,38 @@ class Served:
     def ask(self, verb: object, **values: Any) -> dict[str, Any]:
         return self.answer(self.send(verb, **values))
 
-    def quiet(self) -> None:
-        """Every kernel has been let go of; those that were killed take a moment."""
-        for _ in range(10_000):
-            if not self.ask("list")["total"]:
-                return
-        raise AssertionError("a kernel stays that nobody wants")
+    def start(self, order: dict[str, Any]) -> int:
+        """Ask for the kernel of an `order`, and wait until its zygote has played, or has been ended for it."""
+        said = os.open(self.folder / f"{order['kernel']}.played", os.O_RDONLY | os.O_NONBLOCK)
+        number, heard = self.send("start", **order), b""
+        while select.select([said], [], [], 20)[0] and (part := os.read(said, 8)):
+            heard += part
+        os.close(said)
+        assert heard, "the zygote was not asked, so that nothing is shown"
+        return number
+
+    def quiet(self, descriptors: int = 1 << 20) -> None:
+        """Every kernel has been let go of, and all but so many descriptors; those that were killed take a moment."""
+        deadline = time.monotonic() + 20
+        while self.ask("list")["total"] or self.descriptors() > descriptors:
+            assert time.monotonic() < deadline, f"something stays that nobody wants: {self.ask('list')}"
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def order(self, fork: bool, acts: list[tuple[bytes, list[str]]]) -> dict[str, Any]:
+    def order(self, fork: bool, acts: list[tuple[bytes, list[str]]], by: str = "zygote") -> dict[str, Any]:
         """A request for a kernel whose zygote does this."""
         name = f"kernel-{next(self.names)}"
-        plan = {"fork": fork, "acts": [[data.hex(), kinds] for data, kinds in acts]}
+        plan = {"fork": fork, "acts": [[data.hex(), kinds] for data, kinds in acts], "by": by}
         (self.folder / name).write_text(json.dumps(plan))
+        fifo = self.folder / f"{name}.played"
+        os.mkfifo(fifo)
+        fifo.chmod(0o666)
         return {
             "kernel": name, "profile": PROFILE, "trees": [*interpreters.own_trees(), str(self.folder)],
             "interpreter": [str(self.script), [], ""], "argv": None, "arguments": [], "cwd": "/",
             "connection": ["/run/user/kernel.json", "{}"], "environment": {}, "key": "key", "sockets": name[-8:],
+            "view": "", "pool": 0, "owner": "",
             "streams": {"stdin": False, "stdout": False, "stderr": False}, "ports": [20001, 20002, 20003, 20004, 20005],
         }  # fmt: skip
 
@@ -129,15 +148,14 @@ SOCKETS = json.dumps({"event": "sockets"}).encode()
 def played(fork: bool, what: list[tuple[bytes, list[str]]]) -> None:
     """Start such a kernel, end it, and see that nothing of it is left."""
     one = served()
-    one.ask("warm", **one.order(False, []))
+    assert "error" not in one.ask("warm", **one.order(False, []))
     before = one.descriptors()
     order = one.order(fork, what)
-    number = one.send("start", **order)
+    number = one.start(order)
     assert "kernels" in one.ask("list")
     one.send("forget", kernel=order["kernel"])
     one.answer(number)
-    one.quiet()
-    assert one.descriptors() <= before
+    one.quiet(before)
 
 
 @given(st.booleans(), acts, st.booleans())
@@ -152,6 +170,23 @@ def played(fork: bool, what: list[tuple[bytes, list[str]]]) -> None:
 @example(True, [CONFINED, RUNNING, *[(SOCKETS, ["tcp"] * 4)] * 3], True)
 def test_a_zygote_that_lies_ends_its_own_kernel_alone(fork: bool, what: list[Any], born: bool) -> None:
     played(fork, [BORN, *what] if fork and born else what)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user may have no cgroup, and then none is born in one")
+def test_a_kernel_that_is_born_outside_its_cgroup_is_ended() -> None:
+    one = served()
+    first, second = one.order(True, [BORN], by="mother"), one.order(True, [BORN], by="sibling")
+    one.start(first)
+    before = {process.pid for process in psutil.Process(one.pid).children()}
+    answer = one.answer(one.start(second))
+    assert "not born in its cgroup" in answer["message"], answer
+    one.ask("forget", kernel=second["kernel"])
+    deadline = time.monotonic() + 10
+    while more := {process.pid for process in psutil.Process(one.pid).children()} - before:
+        assert time.monotonic() < deadline, f"it is forgotten, and lives: {more}"
+        time.sleep(0.05)
+    one.ask("forget", kernel=first["kernel"])
+    one.quiet()
 
 
 # ---- a server that talks nonsense ------------------------------------------------------------------------------------

@@ -293,10 +293,10 @@ class Sandbox:
             raise LaunchError("a zygote sent a process that is another's")
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         self._channel.setblocking(False)  # nobody in there makes us wait
-        if self.group is not None and not self.group.holds(pid):
-            raise LaunchError("it was not born in its cgroup")
         self.pid, self.state = pid, "born"
         self._pidfd = self._shared.loop.at_end(pid, self._ended)
+        if self.group is not None and not self.group.holds(pid):
+            raise LaunchError("it was not born in its cgroup")
         outside = (self._uid, self._uid) if self._uid is not None else (os.getuid(), os.getgid())
         namespaces.map_ids(pid, [(USER, outside[0], 1)], [(USER, outside[1], 1)])
         order = {
@@ -363,13 +363,9 @@ class Sandbox:
 
     def _hear_of_porter(self) -> None:
         assert self._porter is not None
-        try:
-            message, descriptors = packets.receive(self._porter)
-        except (OSError, ProtocolError):
-            message, descriptors = None, []
-        _close(descriptors)
+        done = packets.heard(self._porter) is not None
         self._close_porter()
-        self._moved_in(message is not None)
+        self._moved_in(done)
 
     def _close_porter(self) -> None:
         if self._porter is not None:
@@ -392,11 +388,7 @@ class Sandbox:
     def _hear_of_handover(self) -> None:
         """From the kernel: that it waits, and that it has taken over. What it says else ends nothing but itself."""
         assert self._handover is not None
-        try:
-            message, descriptors = packets.receive(self._handover)
-        except (OSError, ProtocolError):
-            message, descriptors = None, []
-        _close(descriptors)
+        message = packets.heard(self._handover)
         match message and message.get("event"), self.state:
             case "waiting", "confined":
                 self.state = "waiting"
@@ -633,10 +625,8 @@ class Sandbox:
         if self.group is not None and self.zygote is not None:
             self.zygote.cradle.when_left(self.group, partial(self._end_group, self.group))
             self.group = None
-        if self._uid is not None and self._shared.identities is not None:
-            self._shared.translations.forget(self._uid)
-            self._shared.identities.give_back(self._uid)
-            self._uid = None
+        else:
+            self._give_back()
 
     def _end_group(self, group: cgroup.Group, deadline: float = 0.0) -> None:
         """The loop serves others while the last of its processes are dying."""
@@ -644,9 +634,18 @@ class Sandbox:
         group.kill()
         try:
             group.remove(patience=0)
-        except OSError:  # what is left goes with the supervisor, whose own group is above it
+        except OSError:  # what is left goes with the supervisor, whose own group is above it; and keeps its uid
             if time.monotonic() < deadline:
                 self._shared.loop.later(AGAIN, partial(self._end_group, group, deadline))
+        else:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Nobody runs as its uid any more: another may."""
+        if self._uid is not None and self._shared.identities is not None:
+            self._shared.translations.forget(self._uid)
+            self._shared.identities.give_back(self._uid)
+            self._uid = None
 
     def end_now(self) -> None:
         """Kill it, wait for its end, let go: for a supervisor that goes itself."""
