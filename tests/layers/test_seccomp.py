@@ -563,7 +563,12 @@ def test_the_plan_is_the_filter_or_a_refusal(kernel: layer.Filter) -> None:
     assert "told" not in layer.load(layer.compile("relay")).describe()
     with pytest.raises(HostError, match="prefer"):
         layer.plan(profile, None)
-    assert layer.plan(replace(profile, layers=Layers(seccomp="prefer")), None) == []
+    preferred = replace(profile, layers=Layers(seccomp="prefer"))
+    assert layer.plan(preferred, None) == []
+    withheld = replace(preferred, capabilities=replace(profile.capabilities, sockets=False))
+    with pytest.raises(HostError, match=r"nothing else holds capabilities\.sockets") as refused:
+        layer.plan(withheld, None)
+    assert "sockets = true" in refused.value.remedy
     assert layer.plan(replace(profile, layers=Layers(seccomp="off")), kernel) == []
 
 

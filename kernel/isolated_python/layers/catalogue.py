@@ -86,7 +86,7 @@ def plan(
     init += privileges.plan(profile, core_pattern=host.core_pattern)
 
     kernel: list[Step] = landlock.plan(profile, host.landlock_abi) if on("landlock") else []
-    if on("seccomp"):
-        kernel += seccomp.plan(profile, filter)
-    check = privileges.SelfCheck(seccomp=layers.seccomp != "off", capabilities=layers.capabilities != "off")
+    filtered = seccomp.plan(profile, filter if on("seccomp") else None)
+    kernel += filtered
+    check = privileges.SelfCheck(seccomp=bool(filtered), capabilities=layers.capabilities != "off")
     return Plan(view.plan(trees, targets, hidden, modules, person), born, init, kernel, [check], notes)

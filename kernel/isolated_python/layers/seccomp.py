@@ -82,7 +82,12 @@ class LoadFilter(Step):
 
 def table_of(profile: Profile) -> str:
     """The name of the table that holds what this profile grants."""
-    return variant(tuple(name for name in WITHOUT if not getattr(profile.capabilities, name)))
+    return variant(withheld(profile))
+
+
+def withheld(profile: Profile) -> tuple[str, ...]:
+    """The capabilities that this profile does not grant, and that a filter alone keeps from its kernel."""
+    return tuple(name for name in WITHOUT if not getattr(profile.capabilities, name))
 
 
 def plan(profile: Profile, filter: Filter | None) -> list[Step]:
@@ -90,11 +95,17 @@ def plan(profile: Profile, filter: Filter | None) -> list[Step]:
     if profile.layers.seccomp == "off":
         return []
     if filter is None:
+        install = "install libseccomp2, use linux 5.7 or newer, or write "
+        for name in withheld(profile):
+            raise HostError(
+                f"no seccomp filter can be had on this host, and nothing else holds capabilities.{name} = false",
+                remedy=f"{install}{name} = true in the profile",
+            )
         if profile.layers.seccomp == "prefer":
             return []
         raise HostError(
             "no seccomp filter can be had on this host, and the profile requires it",
-            remedy='install libseccomp2, use linux 5.7 or newer, or write seccomp = "prefer" in the profile',
+            remedy=f'{install}seccomp = "prefer" in the profile',
         )
     return [load(filter)]
 

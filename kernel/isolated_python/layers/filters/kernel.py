@@ -209,41 +209,15 @@ TCP, UDP = 6, 17
 SOL_SOCKET, IPPROTO_IP, IPPROTO_TCP, IPPROTO_IPV6 = 1, 0, 6, 41
 OPTIONS: dict[int, tuple[int, ...]] = {
     SOL_SOCKET: (
-        *(
-            1,
-            2,
-            5,
-            6,
-            7,
-            8,
-            9,
-            10,
-            11,
-        ),  # DEBUG REUSEADDR DONTROUTE BROADCAST SNDBUF RCVBUF KEEPALIVE OOBINLINE NO_CHECK
-        *(12, 13, 15, 16, 18, 19, 20, 21),  # PRIORITY LINGER REUSEPORT PASSCRED RCVLOWAT SNDLOWAT RCVTIMEO SNDTIMEO
-        *(
-            25,
-            29,
-            34,
-            35,
-            37,
-            40,
-            42,
-            46,
-        ),  # BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS TIMESTAMPING RXQ_OVFL PEEK_OFF …
+        *(1, 2, 5, 6, 7, 8),  # DEBUG REUSEADDR DONTROUTE BROADCAST SNDBUF RCVBUF
+        *(9, 10, 11, 12, 13, 15),  # KEEPALIVE OOBINLINE NO_CHECK PRIORITY LINGER REUSEPORT
+        *(16, 18, 19, 20, 21, 25),  # PASSCRED RCVLOWAT SNDLOWAT RCVTIMEO SNDTIMEO BINDTODEVICE
+        *(29, 34, 35, 37, 40, 42, 46),  # TIMESTAMP PASSSEC TIMESTAMPNS TIMESTAMPING RXQ_OVFL PEEK_OFF BUSY_POLL
         *(47, 49, 63, 64, 65, 66, 67, 76),  # MAX_PACING_RATE INCOMING_CPU, those of time with 64 bits, PASSPIDFD
     ),
     IPPROTO_IP: (
         *(1, 2, 8, 10, 11, 12, 13, 15, 20, 24),  # TOS TTL PKTINFO MTU_DISCOVER RECVERR RECVTTL RECVTOS FREEBIND …
-        *(
-            32,
-            33,
-            34,
-            35,
-            36,
-            49,
-            51,
-        ),  # MULTICAST_IF _TTL _LOOP, {ADD,DROP}_MEMBERSHIP, MULTICAST_ALL, LOCAL_PORT_RANGE
+        *(32, 33, 34, 35, 36, 49, 51),  # MULTICAST_IF _TTL _LOOP {ADD,DROP}_MEMBERSHIP _ALL LOCAL_PORT_RANGE
     ),
     IPPROTO_TCP: (
         *(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),  # NODELAY MAXSEG CORK KEEPIDLE KEEPINTVL KEEPCNT SYNCNT LINGER2 …
