@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 
 from isolated_python.engine.loop import Loop
-from isolated_python.errors import ProtocolError
 from isolated_python.layers.cgroup import files
 from isolated_python.linux import packets
 
@@ -51,10 +50,7 @@ class Mover:
                 os.close(descriptor)
 
     def _hear(self) -> None:
-        try:
-            message, _ = packets.receive(self._socket)
-        except (ConnectionError, ProtocolError):
-            message = None
+        message = packets.heard(self._socket)
         if message is None:
             self._loop.ignore(self._socket)  # its end is dealt with when the process has ended
         else:

@@ -26,7 +26,7 @@ from isolated_python.engine.hosted import MINUTE
 from isolated_python.engine.identities import COUNT, FIRST, identities_file
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.zygotes import ROOT
-from isolated_python.errors import HostError, IsolatedPythonError, ProtocolError, RequestError
+from isolated_python.errors import HostError, IsolatedPythonError, RequestError
 from isolated_python.launcher.spawn import spawn
 from isolated_python.layers import cgroup, seccomp
 from isolated_python.linux import packets
@@ -141,10 +141,7 @@ class Service:
         return user
 
     def _hear(self, user: User) -> None:
-        try:
-            message, _ = packets.receive(user.channel)
-        except (OSError, ProtocolError):
-            message = None
+        message = packets.heard(user.channel)
         # Idle, unless it has not seen yet whom we sent last.
         if message is None or message.get("given") == user.given:
             self._let_go(user)

@@ -381,12 +381,7 @@ class Supervisor:
         return Cradle(self.mover, self._group, zygote)
 
     def _from_zygote(self, zygote: zygotes.Zygote) -> None:
-        try:
-            message, descriptors = packets.receive(zygote.control)
-        except (ConnectionError, ProtocolError):
-            message, descriptors = None, []
-        for descriptor in descriptors:
-            os.close(descriptor)
+        message = packets.heard(zygote.control)
         if message is None:
             self.loop.ignore(zygote.control)
             zygote.control.close()

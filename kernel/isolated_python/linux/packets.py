@@ -51,6 +51,20 @@ def receive(peer: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     return message, descriptors
 
 
+def heard(peer: socket.socket) -> dict[str, Any] | None:
+    """The next message of a peer from whom we take no descriptor: what comes is closed. None where all is said.
+
+    Nonsense is the end, too.
+    """
+    try:
+        message, descriptors = receive(peer)
+    except (OSError, ProtocolError):
+        return None
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return message
+
+
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     received = array.array("i")
     for level, kind, data in ancillary:
