@@ -250,7 +250,8 @@ class Service(Target):
     def prepare(self) -> None:
         self.listener = self.listen()
         self.met = 0
-        threading.Thread(target=self._serve, daemon=True).start()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
 
     def _serve(self) -> None:
         while True:
@@ -267,6 +268,7 @@ class Service(Target):
 
     def remove(self) -> None:
         self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
         self.listener.close()
 
     def harm(self, said: Said) -> str:
@@ -325,6 +327,7 @@ class DatagramService(Service):
 
     def remove(self) -> None:
         self.listener.sendto(b"", self.listener.getsockname())
+        self.thread.join()
         self.listener.close()
 
 
