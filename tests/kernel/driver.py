@@ -182,7 +182,10 @@ def rest(ask: dict[str, Any]) -> dict[str, Any]:
                 found.append("\n".join(content["traceback"]))
             case "status" if content["execution_state"] == "idle":
                 return {"text": "".join(found), "status": status}
-    return {"text": "".join(found), "status": "timeout", "doing": doing(manager.provisioner.pid)}
+    replies = [client.get_shell_msg() for _ in iter(client.shell_channel.msg_ready, False)]
+    replied = any(reply["parent_header"].get("msg_id") == asked for reply in replies)
+    doings = doing(manager.provisioner.pid)
+    return {"text": "".join(found), "status": "timeout", "replied": replied, "doing": doings}
 
 
 def doing(pid: int) -> list[str]:
