@@ -58,8 +58,9 @@ class Client(Target):
         self.facts = {"listen": listen, "nekot": self.token[::-1]}
         self.victim = self.stack.enter_context(Victim(info, self.channel))
         if self.inside:
-            other = self.place.server.ask("connection", name=self.place.kernel("neighbour"))
-            self.stack.enter_context(Neighbour(other))
+            other = self.place.kernel("neighbour")
+            self.stack.callback(self.place.server.ask, "hear_out", name=other)
+            self.stack.enter_context(Neighbour(self.place.server.ask("connection", name=other)))
 
     @property
     def key(self) -> str:
@@ -357,6 +358,7 @@ class Overheard(Neighbours):
 
     def remove(self) -> None:
         self.talking.__exit__()
+        self.place.server.ask("hear_out", name=self.name)
 
     def harm(self, said: Said) -> str:
         return "the attacker read what the neighbour printed" if self.token in said.loot else ""

@@ -79,7 +79,10 @@ class Server:
         return {"overrides": wanted, "cwd": str(self.folder), "pool": self.pool, **values}
 
     def run(self, code: str, name: str = "kernel", **values: Any) -> dict[str, Any]:
-        return self.ask("run", name=name, code=code, **values)
+        answer = self.ask("run", name=name, code=code, **values)
+        if answer.get("status") == "timeout":
+            answer["relay"] = [*self.records("relay-ended"), *self.records("relay-deaf")]
+        return answer
 
     def text(self, code: str, name: str = "kernel", **values: Any) -> str:
         """What a cell printed; fails where the cell fails."""
