@@ -475,11 +475,7 @@ class Broker:
         if not end.open:
             return
         if not end.out and not (end.other is not None and end.other.piped):  # what is in the pipe comes first
-            try:
-                sent = end.socket.send(data, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                sent = 0
-            data = data[sent:]
+            data = data[_taken(end, data) :]
         if data:
             end.out += data
             self.adjust(end)
@@ -492,8 +488,7 @@ class Broker:
             self.drain(other, end)
             return
         if end.out:
-            sent = end.socket.send(memoryview(end.out)[:CHUNK], socket.MSG_NOSIGNAL)
-            del end.out[:sent]
+            del end.out[: _taken(end, memoryview(end.out)[:CHUNK])]
         self.adjust(end)
         if other is not None:
             self.adjust(other)
@@ -608,6 +603,14 @@ class Broker:
                     do(events)
             while self.timers and self.timers[0][0] <= time.monotonic():
                 heapq.heappop(self.timers)[2]()
+
+
+def _taken(end: End, data: bytes | memoryview) -> int:
+    """How many of these bytes its socket takes: none, too, where Linux is short of memory for a moment. tcp(7)"""
+    try:
+        return end.socket.send(data, socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        return 0
 
 
 def _gap(link: Link) -> bool:
