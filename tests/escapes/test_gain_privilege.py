@@ -79,24 +79,21 @@ def enter_the_namespaces_of_process_one(target: Any) -> str:
 @attack(Loot, stopped_by="seccomp", control=NAMESPACES)
 def mount_a_file_system(target: Any) -> str:
     """Mount a file system over a folder of the view."""
-    os.makedirs("/tmp/here", exist_ok=True)
-    must(165, b"none", b"/tmp/here", b"tmpfs", 0, None)
+    must(165, b"none", b"/tmp", b"tmpfs", 0, None)
     return "mounted"
 
 
 @attack(Loot, stopped_by="seccomp", control=NAMESPACES)
 def mount_a_new_proc(target: Any) -> str:
     """Mount a second /proc without what hides in the first."""
-    os.makedirs("/tmp/here", exist_ok=True)
-    must(165, b"proc", b"/tmp/here", b"proc", 0, None)
+    must(165, b"proc", b"/tmp", b"proc", 0, None)
     return "mounted"
 
 
 @attack(Loot, stopped_by="seccomp", control=NAMESPACES)
 def bind_a_folder_elsewhere(target: Any) -> str:
     """Show a read-only folder at a second place, where it could be written."""
-    os.makedirs("/tmp/here", exist_ok=True)
-    must(165, b"/usr", b"/tmp/here", None, 4096, None)
+    must(165, b"/usr", b"/tmp", None, 4096, None)
     return "bound"
 
 
@@ -110,9 +107,8 @@ def make_the_view_writable(target: Any) -> str:
 @attack(Loot, stopped_by="seccomp", control=NAMESPACES)
 def uncover_what_lies_below(target: Any) -> str:
     """Unmount a folder, and find what was there before."""
-    os.makedirs("/tmp/here", exist_ok=True)
-    call(165, b"none", b"/tmp/here", b"tmpfs", 0, None)
-    must(166, b"/tmp/here", 2)  # MNT_DETACH
+    call(165, b"none", b"/tmp", b"tmpfs", 0, None)
+    must(166, b"/tmp", 2)  # MNT_DETACH
     return "unmounted"
 
 

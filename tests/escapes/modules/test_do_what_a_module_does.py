@@ -123,10 +123,13 @@ def by_a_pasted_wheel(target: Any) -> str:
         )
         archive.writestr("pasted/__init__.py", source)
         archive.writestr("pasted-1.0.dist-info/METADATA", "Name: pasted\nVersion: 1.0\n")
-    with open("/tmp/pasted-1.0-py3-none-any.whl", "wb") as file:
+    with open(f"/tmp/pasted-1.{os.getpid()}-py3-none-any.whl", "wb") as file:
         file.write(packed.getvalue())
     sys.path.insert(0, file.name)
-    return module("pasted").act(target.sum)
+    try:
+        return module("pasted").act(target.sum)
+    finally:
+        os.unlink(file.name)
 
 
 @bare(stopped_by="seccomp")
@@ -180,10 +183,13 @@ def by_machine_code_in_memory(target: Any) -> str:
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int)
         return str(kind(at)(int(target.sum[0]), int(target.sum[2])))
 
-    def named(path: str) -> int:
-        return os.open(path, os.O_CREAT | os.O_RDWR)
+    def named(folder: str) -> int:
+        path = f"{folder}/code-{os.getpid()}"
+        file = os.open(path, os.O_CREAT | os.O_RDWR)
+        os.unlink(path)
+        return file
 
-    places = ("/tmp/code", "/dev/shm/code", "code")
+    places = ("/tmp", "/dev/shm", ".")
     return first(
         [
             at_once,
@@ -204,11 +210,14 @@ def by_a_pasted_library(target: Any) -> str:
         library = file.read()
 
     def loaded(place: str) -> str:
-        with open(f"{place}/pasted.so", "wb") as file:
+        with open(f"{place}/{os.getpid()}-pasted.so", "wb") as file:
             file.write(library)
         before = _mapped()
-        ctypes.CDLL(f"{place}/pasted.so")
-        return str(int(target.sum[0]) + int(target.sum[2])) if _mapped() - before else ""
+        try:
+            ctypes.CDLL(file.name)
+            return str(int(target.sum[0]) + int(target.sum[2])) if _mapped() - before else ""
+        finally:
+            os.unlink(file.name)
 
     return first(lambda p=place: loaded(p) for place in ("/tmp", "/dev/shm", os.path.expanduser("~"), os.getcwd()))
 

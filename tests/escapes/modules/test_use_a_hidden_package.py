@@ -196,10 +196,11 @@ def by_a_pickle(target: Any) -> str:
 def by_a_zip(target: Any) -> str:
     """Pack its files into an archive, and import it from there."""
     paths = [path for folder in target.folders for path in glob.glob(f"{folder}/{target.pure}/*.py")]
-    with zipfile.ZipFile("/tmp/packed.zip", "w") as archive:
+    packed = os.path.abspath(f"packed-{os.getpid()}.zip")
+    with zipfile.ZipFile(packed, "w") as archive:
         for path in paths:
             archive.write(path, f"{target.pure}/{os.path.basename(path)}")
-    sys.path.insert(0, "/tmp/packed.zip")
+    sys.path.insert(0, packed)
     return proof(target)
 
 
