@@ -385,7 +385,7 @@ class Hosted(Supervisor):
             raise SystemExit(0) from None
 
     def _ended(self, sandbox: Sandbox, status: int, reason: str) -> None:
-        if sandbox.idle:
+        if sandbox.watch.idle:
             self.idle.add(sandbox.name)
         event = {"event": "ended", "kernel": sandbox.name, "status": status, "reason": reason, "words": sandbox.words}
         for peer in self.peers:  # those of this user to whom the name says nothing pay no heed to it

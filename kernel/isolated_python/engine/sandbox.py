@@ -18,20 +18,20 @@ from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import LONGEST, Log
 from isolated_python.engine import reasons, relays, usage, workspace
 from isolated_python.engine.changes import Changes
+from isolated_python.engine.handover import Handover
 from isolated_python.engine.identities import Identities
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.quota import Quota
 from isolated_python.engine.refusals import Refusals
+from isolated_python.engine.watch import Watch
 from isolated_python.engine.weights import ANSWERS, WAITS
 from isolated_python.engine.words import Words
 from isolated_python.engine.zygotes import Zygote
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError
-from isolated_python.launcher import porter
 from isolated_python.layers import cgroup
 from isolated_python.layers.catalogue import Plan
 from isolated_python.layers.files import PlaceWorkspace
 from isolated_python.layers.identity import USER
-from isolated_python.layers.step import Step
 from isolated_python.linux import namespaces, packets
 from isolated_python.linux.process import Person
 from isolated_python.policy.profile import Profile, Resources
@@ -42,7 +42,6 @@ START = 60.0  # seconds until a sandbox must stand
 LINGER = 5.0  # seconds that the killed are given to be gone
 AGAIN = 0.01  # seconds between two tries to remove their cgroup
 MOST_NAMED = 20  # refused calls of one kernel that are named to others
-EARLIEST = 1.0  # seconds from the interrupt of a cell to the end of its kernel, whatever the relay says
 
 
 @dataclass(slots=True)
@@ -87,24 +86,17 @@ class Sandbox:
         self.group: cgroup.Group | None = None
         self.weight = ANSWERS
         self.zygote: Zygote | None = None  # of which it is a child
-        self.cell = ""  # msg_id of the cell that ran last
-        self._met = cgroup.Events(0, 0, 0)  # what it has met of its limits, as far as it was told
-        self.used = True  # by somebody; else it cannot be idle
-        self.idle = False  # that was its end
-        self._talked = 0.0  # when somebody said something last, or a cell ended
-        self._busy = False  # a cell runs
+        self.watch = Watch(shared.loop, shared.ledger, self)
         self._measured = (self.began, 0.0)  # when its CPU time was told last, and how much that was
         self._uid: int | None = None
         self._descriptors: dict[str, int] = {}
         self._paths: list[str] = []  # of the kernel's own listeners, in the folder that only the relay may enter
-        self._handover: socket.socket | None = None
-        self._porter: socket.socket | None = None  # who waits inside with the right to mount a workspace
+        self._handover: Handover | None = None
         self._channel, self._theirs = packets.pair()
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._words = Words(shared.loop)
         self._refusals: Refusals | None = None
         self._targeted = self._sockets_wanted = False
-        self._interrupted = 0.0  # when a cell had had its time
         self._changes: Changes | None = None  # where they are kept
         self._quota: Quota | None = None
         self._cause = ""  # why we ended it ourselves, or why it never stood
@@ -147,10 +139,8 @@ class Sandbox:
             self._open_mounts(given)
             self._open_door()
         else:
-            self._handover, theirs = packets.pair()
-            self._handover.setblocking(False)
-            self._descriptors["handover"] = theirs.detach()
-            self._shared.loop.listen(self._handover, self._hear_of_handover)
+            self._handover = Handover(self._shared.loop, self._waits, self._moved_in, self.target)
+            self._descriptors["handover"] = self._handover.end
         folder = self._shared.folder
         if self._order["argv"] is None:
             for channel, inside in CHANNELS.items():
@@ -317,15 +307,7 @@ class Sandbox:
             self._quota.look()
         if self._refusals is not None:
             self._refusals.counting = True
-        granted = self.profile.resources
-        if granted.wall_clock is not None:
-            used = f"{granted.wall_clock:g} s since its start"
-            self._shared.loop.later(granted.wall_clock, lambda: self._deadline("resources.wall_clock", used))
-        if granted.cpu_time is not None:
-            self._shared.loop.later(1.0, self._watch_cpu)
-        self._talked = time.monotonic()
-        if granted.idle is not None:
-            self._shared.loop.later(granted.idle, self._watch_idle)
+        self.watch.begin()
         who = {"kernel": self.name, "owner": self.owner, "profile": self.profile.name}
         self._shared.log.write(
             "kernel-started", **who, pid=self.pid, kernel_uid=self._uid, weakened=self.plan.notes,
@@ -342,36 +324,30 @@ class Sandbox:
         self.name, self._order, self._reply = order["kernel"], order, reply
         self.began = time.monotonic()
         self._open_mounts(given)
-        if self._porter is not None:
-            packets.send(self._porter, {"descriptors": [*self._descriptors]}, [*self._descriptors.values()])
-            self._close_descriptors()
+        assert self._handover is not None
+        moves = self._handover.bring(self._descriptors)
+        self._close_descriptors()
         self._open_door()
         self.weigh(ANSWERS)
-        if self._porter is None:
+        if not moves:
             self._moved_in(True)
 
-    def _hire_a_porter(self) -> None:
-        """Have somebody inside who mounts the workspace when it is known whose this kernel is."""
+    def _waits(self) -> None:
+        """It stands. Somebody inside will mount its workspace, when it is known whose this kernel is."""
+        if self.state != "confined" or self._handover is None:
+            self.fail("it says too soon that it stands")
+            return
+        self.state = "waiting"
         if self.profile.files.workspace != "none":
-            run = self.profile.capabilities.native_code
-            steps: list[Step] = [PlaceWorkspace(self.profile.files.workspace, run)]
-            pid, self._porter = porter.hire(self._pidfd, steps)
-            self._shared.loop.at_end(pid, lambda: None)
-            self._shared.loop.listen(self._porter, self._hear_of_porter)
-            if self._uid is not None:
-                self._shared.translations.prepare(self._uid)
-
-    def _hear_of_porter(self) -> None:
-        assert self._porter is not None
-        done = packets.heard(self._porter) is not None
-        self._close_porter()
-        self._moved_in(done)
-
-    def _close_porter(self) -> None:
-        if self._porter is not None:
-            self._shared.loop.ignore(self._porter)
-            self._porter.close()
-            self._porter = None
+            place = PlaceWorkspace(self.profile.files.workspace, self.profile.capabilities.native_code)
+            try:
+                self._handover.hire(self._pidfd, [place])
+                if self._uid is not None:
+                    self._shared.translations.prepare(self._uid)
+            except OSError as error:
+                self.fail(f"nobody can be had who would mount its workspace: {error}")
+                return
+        self._tell_that_it_stands()
 
     def _moved_in(self, done: bool) -> None:
         """Its workspace is there; the rest is told to it."""
@@ -379,37 +355,16 @@ class Sandbox:
             self.fail("its workspace could not be mounted; the server's log says why")
         elif self.state == "waiting":
             try:
-                packets.send(self._handover, self._program())
+                self._handover.tell(self._program())
             except OSError as error:
                 self.fail(f"it does not take over: {error}")
             else:
                 self._runs()
 
-    def _hear_of_handover(self) -> None:
-        """From the kernel: that it waits, and that it has taken over. What it says else ends nothing but itself."""
-        assert self._handover is not None
-        message = packets.heard(self._handover)
-        match message and message.get("event"), self.state:
-            case "waiting", "confined":
-                self.state = "waiting"
-                self._hire_a_porter()
-                self._tell_that_it_stands()
-            case "taken", "running":
-                self._close_handover()
-                self.target()
-            case _:
-                self._close_handover()
-
     def _tell_that_it_stands(self) -> None:
         stands, self._stands = self._stands, None
         if stands is not None:
             stands(self)
-
-    def _close_handover(self) -> None:
-        if self._handover is not None:
-            self._shared.loop.ignore(self._handover)
-            self._handover.close()
-            self._handover = None
 
     def _program(self) -> dict[str, Any]:
         """What the kernel program is told."""
@@ -420,7 +375,7 @@ class Sandbox:
 
     def target(self) -> None:
         """Tell the relay where this kernel listens."""
-        if self.state != "running" or self._handover is not None:
+        if self.state != "running" or (self._handover is not None and self._handover.open):
             return
         if self._paths:
             paths = [os.path.basename(path) for path in self._paths]
@@ -445,28 +400,8 @@ class Sandbox:
             pass
 
     def _refused(self, call: str, count: int) -> None:
-        about = {"owner": self.owner, "cell": self.cell}
+        about = {"owner": self.owner, "cell": self.watch.cell}
         self._shared.ledger.tell("call-refused", self.name, call=call, count=count, **about)
-
-    def look(self) -> None:
-        """Tell which limits of its cgroup it has met since the last look. Asked after each cell, and at the end."""
-        if self.group is None:
-            return
-        try:
-            met, before = self.group.events(), self._met
-        except OSError:  # somebody has removed the group
-            return
-        self._met = met
-        for key, what, times in (
-            ("resources.memory", "a process was killed for memory", met.oom_kills - before.oom_kills),
-            ("resources.processes", "a process could not be started", met.processes_refused - before.processes_refused),
-        ):
-            if times > 0:
-                self._limit(key, what, times)
-
-    def _limit(self, key: str, what: str, times: int = 1) -> None:
-        about = {"owner": self.owner, "cell": self.cell}
-        self._shared.ledger.count("limit-reached", self.name, key, times, limit=key, what=what, **about)
 
     # ---- its end ---------------------------------------------------------------------------------------------------
 
@@ -476,18 +411,6 @@ class Sandbox:
             self.kill()
         elif self.state == "running":
             self._tell({"signal": number})
-
-    def overdue(self, *, again: bool) -> None:
-        """The relay says that a cell has had its time. It faces hostile bytes: what it says is held to the clock."""
-        most, now = self.profile.cells.wall_clock, time.monotonic()
-        if most is None or now - self.began < most:
-            return
-        if not again:
-            self._interrupted = now
-            self._limit("cells.wall_clock", f"a cell ran for {most:g} s, and was interrupted")
-            self.signal(signal.SIGINT)
-        elif now - (self._interrupted or now) > EARLIEST:
-            self._deadline("cells.wall_clock", f"{most:g} s for one cell, and an interrupt did not end it")
 
     def kill(self) -> None:
         """The end of process 1 is the end of all its processes."""
@@ -519,31 +442,8 @@ class Sandbox:
         """Its workspace: the cell that runs is told, or the next one."""
         most = (self.profile.files.size or 0) >> 20
         words = f"the workspace holds {found >> 20} MiB, and the profile {self.profile.name} grants {most} MiB"
-        self._limit("files.size", words)
+        self.watch.met("files.size", words)
         self._shared.relay.ask("notice", self.name, text=f"{words} (files.size)")
-
-    def _deadline(self, key: str, used: str) -> None:
-        if self.state == "running":
-            name = self.profile.name
-            self._limit(key, f"it used {used}")
-            self.fail(f"the kernel was ended: it used {used}, and the profile {name} grants no more ({key})")
-
-    def _watch_cpu(self) -> None:
-        limit = self.profile.resources.cpu_time
-        if self.state != "running" or self.group is None or limit is None:
-            return
-        used = self.group.usage().cpu_seconds
-        if used >= limit:
-            self._deadline("resources.cpu_time", f"{used:.0f} s of CPU time")
-        else:
-            soonest = (limit - used) / (os.cpu_count() or 1)
-            self._shared.loop.later(min(max(soonest, 0.2), 5.0), self._watch_cpu)
-
-    def heard(self, *, busy: bool, cell: str = "") -> None:
-        """A client has said something, or a cell has ended."""
-        self._talked, self._busy = time.monotonic(), busy
-        self.cell = cell or self.cell
-        self.used = self.used or bool(cell)
 
     def tell_usage(self) -> None:
         """Answer a usage_request, by the relay, with what this sandbox uses and may use."""
@@ -551,21 +451,6 @@ class Sandbox:
             figures = usage.figures(self.group, self.limits)
             content, self._measured = usage.content(figures, self._measured)
             self._shared.relay.ask("usage", self.name, content=content)
-
-    def _watch_idle(self) -> None:
-        limit = self.profile.resources.idle
-        if self.state != "running" or limit is None:
-            return
-        quiet = time.monotonic() - self._talked
-        if self._busy or not self.used or quiet < limit:
-            self._shared.loop.later(limit if self._busy or not self.used else limit - quiet, self._watch_idle)
-        else:
-            self.idle = True
-            self._limit("resources.idle", f"nobody asked anything of it for {limit:g} s")
-            self.fail(
-                f"the kernel was ended: nobody asked anything of it for {limit:g} s, and the profile "
-                f"{self.profile.name} keeps no kernel longer than that (resources.idle)"
-            )
 
     def _ended(self) -> None:
         """Process 1 has ended, and with it all the others. Say why, then let go."""
@@ -575,7 +460,7 @@ class Sandbox:
         ran, self.state = self.state == "running", "ended"
         self._words.finish()
         reason = self._cause or reasons.why(status, self.profile, self.group)
-        self.look()
+        self.watch.look()
         self._shared.log.write(
             "kernel-ended", kernel=self.name, owner=self.owner, profile=self.profile.name, status=status, reason=reason,
             seconds=round(time.monotonic() - self.began, 4), refused=self.refused_most,
@@ -605,8 +490,8 @@ class Sandbox:
         self.state = "ended"
         self._shared.gone(self)
         self._tell_that_it_stands()
-        self._close_handover()
-        self._close_porter()
+        if self._handover is not None:
+            self._handover.close()
         self._shared.relay.detach(self.name)
         if self._refusals is not None:
             self._refusals.close()

@@ -152,7 +152,7 @@ class Supervisor:
             begin = partial(sandbox.start, [*descriptors], lambda: self._zygote(request, profile, made))
         self.sandboxes[name] = sandbox
         # What a server starts in the place of an idle kernel stays until a cell has run in it: or both would never end.
-        sandbox.used = name not in self.idle
+        sandbox.watch.used = name not in self.idle
         self.idle.discard(name)
         self.weights.begin()
         try:
@@ -408,20 +408,20 @@ class Supervisor:
             case "want" if sandbox is not None:
                 sandbox.give_sockets(event["count"])
             case "refused" if event["channel"] in CHANNELS:
-                about = {"owner": sandbox.owner, "cell": sandbox.cell} if sandbox is not None else NOBODY
+                about = {"owner": sandbox.owner, "cell": sandbox.watch.cell} if sandbox is not None else NOBODY
                 what = {"channel": event["channel"], "rule": event["rule"]}
                 self.ledger.count(
                     "relay-refused", name, f"{event['channel']} {event['rule']}", event["count"], **what, **about
                 )
             case "activity" if sandbox is not None:
-                sandbox.heard(busy=True, cell=event["msg_id"])
+                sandbox.watch.heard(busy=True, cell=event["msg_id"])
             case "idle" if sandbox is not None:
-                sandbox.heard(busy=False)
-                sandbox.look()
+                sandbox.watch.heard(busy=False)
+                sandbox.watch.look()
             case "usage" if sandbox is not None:
                 sandbox.tell_usage()
             case "overdue" if sandbox is not None:
-                sandbox.overdue(again=event["again"])
+                sandbox.watch.overdue(again=event["again"])
 
     def _relay_replaced(self) -> None:
         for sandbox in self.sandboxes.values():
@@ -433,7 +433,7 @@ class Supervisor:
         self.pool.gone(sandbox)
 
     def _ended(self, sandbox: Sandbox, status: int, reason: str) -> None:
-        if sandbox.idle:
+        if sandbox.watch.idle:
             self.idle.add(sandbox.name)
         event = {"event": "ended", "kernel": sandbox.name, "status": status, "reason": reason, "words": sandbox.words}
         self._tell_server(event)
