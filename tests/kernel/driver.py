@@ -61,7 +61,7 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
         setattr(manager.kernel_spec, trait, value)
     for trait, value in ask.get("manager", {}).items():
         setattr(manager, trait, value)
-    if ask.get("pool") and can_wait(manager, ask):
+    if ask.get("pool") and can_wait(manager):
         prime(manager, ask)
     began = time.monotonic()
     manager.start_kernel(cwd=ask["cwd"], **ask.get("arguments", {}))
@@ -105,15 +105,16 @@ def forget(ask: dict[str, Any]) -> dict[str, Any]:
     return client.current().ask("forget", kernel=ask["id"]).result(10)
 
 
-def can_wait(manager: KernelManager, ask: dict[str, Any]) -> bool:
+def can_wait(manager: KernelManager) -> bool:
     """Whether a pool has such kernels: of our own program, with a workspace that can come later, and no mounts."""
     from isolated_python.engine import interpreters
     from isolated_python.errors import IsolatedPythonError
     from isolated_python.policy import sources
 
+    config = manager.kernel_spec.metadata["kernel_provisioner"]["config"]
     try:
-        overrides = [("the test", ask["overrides"])] if ask.get("overrides") else []
-        files = sources.load(ask.get("profile", "standard"), overrides).profile.files
+        overrides = [("the test", config["overrides"])] if config.get("overrides") else []
+        files = sources.load(config.get("profile", "standard"), overrides).profile.files
     except IsolatedPythonError:  # the start itself will say so
         return False
     program = [sys.executable if word == "python" else word for word in manager.kernel_spec.argv]
