@@ -25,6 +25,7 @@ from tests.escapes.proof import prove
 from tests.escapes.targets import Target
 from tests.kernel.conftest import outlive, watched
 
+TOO_MUCH = 5 << 30  # bytes; no shipped profile grants more than four gigabytes
 MARK = b"0123456789abcdef"  # stands for the target's token in what is said
 
 Bytes = bytes | list[tuple[bytes, int]]  # or pieces, each with how often it is said
@@ -101,10 +102,10 @@ class Withstood(Client):
 
 
 class PatientClient(Client):
-    """The harm: more reaches it than a client can be expected to take."""
+    """The harm: more reaches it than a client can be expected to take, or small parts beyond what is granted."""
 
     def harm(self, said: Said) -> str:
-        most = self.attack.facts["most"]
+        most = self.attack.facts.get("most", 4 * self.place.granted.channels.frames)
         return f"{self.victim.bytes} bytes reached the client, of at most {most}" if self.victim.bytes > most else ""
 
 
@@ -249,12 +250,12 @@ SPOKEN = [
         b"\x01\x01x" + command(b"PING", MARK),
     ),
     spoken("reserved_flags", "Set flags that no version of the protocol has given a meaning.", b"\x88\x10" + MARK),
-    spoken("two_gigabytes", "Make the client reserve 2 GB for a message that is only announced.", announced(2 << 30)),
+    spoken("five_gigabytes", "Make the client reserve 5 GB for a message that is only announced.", announced(TOO_MUCH)),
     spoken("half_of_all_there_is", "Make the client reserve 2^63 bytes.", announced(1 << 63)),
     spoken(
         "a_message_of_many_small_parts", "Make the client keep the parts of a message that never ends.",
-        b"\x01\x10" + MARK + b"\x01\0" * 5000 + b"\x01\x10" + MARK[::-1], again=b"\x01\x10" + b"y" * 16,
-        target=PatientClient, facts={"most": 20_000},
+        [(b"\x01\x10" + MARK, 1), (b"\x01\0", 70_000), (b"\x01\x10" + MARK[::-1], 1)], again=b"\x01\x10" + b"y" * 16,
+        target=PatientClient,
     ),
     spoken(
         "a_heartbeat_of_many_pages", "Make the client keep a heartbeat that is larger than any.",
@@ -277,16 +278,16 @@ SPOKEN = [
     ),
     spoken(
         "replies_of_gigabytes_on_shell", "Answer a request with more than any client can hold.",
-        announced(2 << 30), channel="shell",
+        announced(TOO_MUCH), channel="shell",
     ),
     spoken(
         "a_prompt_of_gigabytes_on_stdin", "Ask for input with more than any client can hold.",
-        announced(2 << 30), channel="stdin",
+        announced(TOO_MUCH), channel="stdin",
     ),
     spoken(
         "a_torrent_on_control", "Fill the client's memory by the channel that nobody limits by rate.",
-        b"\x01\x10" + MARK + b"\x01\0" * 5000 + b"\x01\x10" + MARK[::-1], again=b"\x01\x10" + b"y" * 16,
-        channel="control", target=PatientClient, facts={"most": 20_000},
+        [(b"\x01\x10" + MARK, 1), (b"\x01\0", 70_000), (b"\x01\x10" + MARK[::-1], 1)], again=b"\x01\x10" + b"y" * 16,
+        channel="control", target=PatientClient,
     ),
     spoken(
         "a_prompt_that_nobody_allowed", "Ask for a password where the client has said that nobody is there.",
