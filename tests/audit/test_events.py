@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 from isolated_python.audit.ledger import RECORDS
 from isolated_python.audit.read import Reader
@@ -23,7 +24,7 @@ from isolated_python.layers import seccomp
 
 from tests.conftest import Ordinary
 from tests.escapes.channels import connect, execute, messages_of
-from tests.kernel.conftest import Server, serve
+from tests.kernel.conftest import Server, commands, outlive, serve, watched
 
 # Audited, and without effect where it were not refused.
 HARMLESS = "import ctypes; ctypes.CDLL(None).ptrace(0xffff, 0, 0, 0)"
@@ -152,10 +153,10 @@ def test_what_the_relay_refuses_is_told(server: Server) -> None:
 
 def test_processes_of_ours_that_end_are_told(server: Server) -> None:
     server.start()
-    for process in server.ours():
-        if "relay.broker" in " ".join(process.cmdline()):
-            process.send_signal(signal.SIGKILL)
-            process.wait(10)
+    (relay,) = (pid for pid, words in commands(server.ours()).items() if "relay.broker" in words)
+    ending = watched([psutil.Process(relay)])
+    os.kill(relay, signal.SIGKILL)
+    assert not outlive(ending, 10)
     server.ask("supervisor")
     server.start("second")  # answered after it has noticed
     assert len(server.records("relay-ended")) == 1
