@@ -117,6 +117,7 @@ def test_a_start_that_ends_before_its_kernel_is_born_leaves_nothing(server: Serv
         else:
             os.kill(zygote, signal.SIGKILL)
         assert "could not be started" in server.ask("begun")["error"]
+        assert ["could not be started" in one["reason"] for one in server.records("start-refused")] == [True]
     finally:
         with suppress(ProcessLookupError):
             os.kill(zygote, signal.SIGCONT)
