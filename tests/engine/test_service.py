@@ -518,8 +518,8 @@ def test_a_zygote_that_is_a_users_own_program_is_bounded_and_ends(
         assert "it comes to nothing" in answer["message"]
         hers, others = (strangers(one) for one in (caller, his))
         assert len(hers) >= 2  # and a zygote of before, where her supervisor had not been let go of yet
-        assert {one.uids().real for one in hers}.isdisjoint(one.uids().real for one in others)
-        fds = watched(hers)
+        assert {*hers.values()}.isdisjoint(others.values())
+        fds = watched([*hers])
         caller.close()
         assert outlive(fds, 20) == []
         assert his.ask("list")["total"] == 1
@@ -554,11 +554,14 @@ def test_a_zygote_that_lies_about_births_gets_no_cgroups_for_them(shared: Servic
     shared.clear()
 
 
-def strangers(caller: Caller) -> list[psutil.Process]:
-    """What runs below a user's supervisor and outside of any sandbox, under another uid than root's; not the relay."""
-    supervisor = psutil.Process(int(caller.folder.rsplit("-", 2)[1]))
-    living = [one for one in supervisor.children() if one.status() != psutil.STATUS_ZOMBIE]
-    return [one for one in living if one.uids().real >= FIRST and "relay" not in " ".join(one.cmdline())]
+def strangers(caller: Caller) -> dict[psutil.Process, int]:
+    """What runs below a user's supervisor and outside of any sandbox, and its uid; not root's, and not the relay."""
+    found = {}
+    for one in psutil.Process(int(caller.folder.rsplit("-", 2)[1])).children():
+        with contextlib.suppress(psutil.Error):  # it ends meanwhile
+            if "relay" not in " ".join(one.cmdline()) and one.uids().real >= FIRST:
+                found[one] = one.uids().real
+    return found
 
 
 # ---- its settings ----------------------------------------------------------------------------------------------------
