@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ class Server:
         assert not left, f"left behind: {left}"
 
 
+def commands(processes: list[psutil.Process]) -> dict[int, str]:
+    """Their command lines by pid; who has ended since the look, or is just ending, has none."""
+    found = {}
+    for process in processes:
+        with suppress(psutil.Error):
+            found[process.pid] = " ".join(process.cmdline())
+    return found
+
+
 def watched(processes: list[psutil.Process]) -> dict[int, str]:
     """A pidfd for each process, with its command line for whoever wonders what outlived. Opened while it lives."""
     found = {}
@@ -212,11 +222,8 @@ def serve(
 
 def cgroups_of(pid: int) -> list[str]:
     """The groups that a supervisor has made, its own first."""
-    found = []
-    for folder, _, _ in os.walk("/sys/fs/cgroup"):
-        if f"isolated-python-{pid}" in folder:
-            found.append(folder)
-    return sorted(found)
+    its = re.compile(rf"isolated-python-{pid}\D")  # and not those of one whose pid begins with the same digits
+    return sorted(folder for folder, _, _ in os.walk("/sys/fs/cgroup") if its.search(folder))
 
 
 def processes_of(group: str) -> list[int]:

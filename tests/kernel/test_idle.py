@@ -46,7 +46,7 @@ def test_an_idle_kernel_is_ended_and_everybody_is_told(server: Server) -> None:
 def test_a_kernel_that_works_or_is_talked_to_is_not_idle(server: Server) -> None:
     pid = server.start(overrides=IDLE)["pid"]
     assert server.text("import time; time.sleep(1.6); print('done')") == "done"
-    for _ in range(4):
-        assert lives_for(pid, 0.4)
+    for _ in range(16):
+        assert lives_for(pid, 0.1)  # and the rest of the second is for a machine that is busy
         server.ask("request", name="kernel", channel="shell", type="comm_info_request", content={})
     assert not lives_for(pid, 10)

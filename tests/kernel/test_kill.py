@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.kernel.conftest import Server, cgroups_of, outlive, watched
+from tests.kernel.conftest import Server, cgroups_of, commands, outlive, watched
 
 SOON = 5.0  # seconds
 ONE = {"kernel", "init"}  # victims whose kernel ends, and no other
@@ -33,11 +33,10 @@ def processes(server: Server, *inits: int) -> dict[str, int]:
     """Of our own processes, the pid by name; `inits` are those of kernels."""
     supervisor = psutil.Process(server.ask("supervisor")["pid"])
     found = {"server": server.process.pid, "supervisor": supervisor.pid}
-    for child in supervisor.children():
-        words = " ".join(child.cmdline())
-        if child.pid not in inits:  # who is forked from the zygote has its command line, and so has the mover
+    for pid, words in commands(supervisor.children()).items():
+        if pid not in inits:  # who is forked from the zygote has its command line, and so has the mover
             name = {"launcher.zygote": "zygote", "relay.broker": "relay", "engine.supervisor": "mover"}
-            found[next(name[word] for word in name if word in words)] = child.pid
+            found[next(name[word] for word in name if word in words)] = pid
     return found
 
 
@@ -118,6 +117,7 @@ def test_a_start_that_ends_before_its_kernel_is_born_leaves_nothing(server: Serv
         else:
             os.kill(zygote, signal.SIGKILL)
         assert "could not be started" in server.ask("begun")["error"]
+        assert ["could not be started" in one["reason"] for one in server.records("start-refused")] == [True]
     finally:
         with suppress(ProcessLookupError):
             os.kill(zygote, signal.SIGCONT)

@@ -130,7 +130,7 @@ def test_a_stopped_kernel_leaves_no_group(limited: Server) -> None:
     code = "import os, signal\nif not os.fork():\n    os.setsid(); signal.signal(15, signal.SIG_IGN); signal.pause()"
     limited.text(code)
     limited.ask("stop", name="kernel", now=True)
-    assert not any(folder.exists() for folder in folders.values())
+    assert not left_after(5, {*folders.values()})  # its last process may be just leaving
 
 
 def test_a_killed_mover_is_replaced(limited: Server) -> None:

@@ -20,6 +20,7 @@ def usage(server: Server, name: str = "kernel") -> dict[str, Any]:
 def test_a_usage_request_is_answered_with_what_the_sandbox_uses_and_may_use(limited: Server) -> None:
     """In ipykernel's words, which the usual extensions read; its children and its files in memory are counted."""
     limited.start(overrides=LIMITS)
+    limited.text("import os, signal, time")  # what a kernel starts for its first cell stands
     before = usage(limited)
     limited.text("x = b'x' * (150 << 20)\nopen('/tmp/big', 'wb').write(bytes(20 << 20)) and None")
     limited.text("import os, signal\nfor _ in range(5):\n    if not os.fork(): signal.pause()")

@@ -72,6 +72,7 @@ class Server:
             arguments += [f"--{table}.{key}={value}" for table in NEEDED for key, value in QUIET[table].items()]
             arguments.append("--LabApp.expose_app_in_browser=True")
         self.said: list[str] = []
+        self._heard = threading.Condition()
         self._ended = threading.Event()
         self.process = subprocess.Popen(
             [sys.executable, "-m", *command, *arguments],
@@ -86,12 +87,19 @@ class Server:
     def _listen(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.said.append(line)
+            with self._heard:
+                self.said.append(line)
+                self._heard.notify_all()
         self._ended.set()
 
     @property
     def log(self) -> str:
         return "".join(self.said)
+
+    def logs(self, words: str) -> bool:
+        """Whether its log says so: it is written to a pipe, and may be read later than an answer."""
+        with self._heard:
+            return self._heard.wait_for(lambda: words in self.log, 10)
 
     def ask(self, method: str, path: str, content: Any = None, *, token: str = TOKEN) -> tuple[int, Any]:
         """A request: its status, and what came back."""

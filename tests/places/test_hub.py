@@ -260,7 +260,7 @@ def test_two_users_of_a_hub_have_kernels_that_know_neither_each_other_nor_the_ho
         assert (mine.read_text(), mine.owner()) == (name, name)
         mine.unlink()
     supervisors = {name: shared.supervisor(users[name]) for name in USERS}
-    identities = {name: {one.uids().real for one in below(supervisors[name])} for name in USERS}
+    identities = {name: {*below(supervisors[name]).values()} for name in USERS}
     assert identities[alice].isdisjoint(identities[bob])
     assert all(FIRST <= uid < FIRST + COUNT for name in USERS for uid in identities[name])
 
@@ -280,9 +280,13 @@ def test_two_users_of_a_hub_have_kernels_that_know_neither_each_other_nor_the_ho
     shared.clear()
 
 
-def below(supervisor: psutil.Process) -> list[psutil.Process]:
-    """The kernels, relay and zygotes of a user: none of them is root's."""
-    return [one for one in supervisor.children(recursive=True) if one.uids().real != 0]
+def below(supervisor: psutil.Process) -> dict[psutil.Process, int]:
+    """The kernels, relay and zygotes of a user, and the uid of each: none of them is root's."""
+    found = {}
+    for one in supervisor.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ends meanwhile
+            found[one] = one.uids().real
+    return {one: uid for one, uid in found.items() if uid != 0}
 
 
 @pytest.mark.thorough

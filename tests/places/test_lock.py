@@ -202,12 +202,19 @@ def test_a_kernel_leaves_no_link_for_the_file_browser_to_follow(server: Server, 
         ("GET", "api/contents/.ssh"),
     ],
 )
-def test_the_doors_beside_the_kernels_are_shut(server: Server, method: str, path: str) -> None:
+def test_the_doors_beside_the_kernels_are_shut(server: Server, unlocked: Server, method: str, path: str) -> None:
+    """Those that are shut on other servers of this machine, too, for want of a program, say that it is by a setting."""
     notebook = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (server.notebooks / "n.ipynb").write_text(json.dumps(notebook))
+    (server.notebooks / ".ssh").mkdir(exist_ok=True)
     asked = {"type": "file", "format": "text", "content": "x", "cmd": "install", "extension_name": "nothing"}
-    status, answer = server.ask(method, path, asked if method != "GET" else None)
+    content = asked if method != "GET" else None
+    status, answer = server.ask(method, path, content)
     assert status >= 400, answer
+    if path.startswith("nbconvert"):
+        assert server.logs(f'Exporter "{path.split("/")[1]}" disabled in configuration')
+    elif path in ("api/terminals", "lsp/status"):
+        assert unlocked.ask(method, path, content)[0] < 400  # the control
     assert not (server.notebooks / ".profile").exists()
 
 

@@ -123,7 +123,7 @@ def test_whoever_has_no_folder_gets_a_sentence(server: Server) -> None:
     """The administrator has no folder, and none is made."""
     status, _ = server.ask("POST", "api/kernels", {"name": "own"})
     assert status == 500
-    assert "people/admin' cannot be opened" in server.log
+    assert server.logs("people/admin' cannot be opened")
 
 
 def test_requests_without_a_name_are_refused(server: Server) -> None:
