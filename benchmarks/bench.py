@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from isolated_python.linux import prctl
 
 HERE = Path(__file__).parent
 SERVER = HERE / "server.py"
@@ -95,6 +97,19 @@ def sweep() -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=10)
+
+
+def mind() -> None:
+    """From here on a signal to end is an exception, so that all is taken down; and who loses their parent is ours."""
+    prctl.set_child_subreaper()
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, _end)
+
+
+def _end(number: int, _: object) -> None:
+    for told in (signal.SIGINT, signal.SIGTERM):  # timeout(1) tells the process, and then its group
+        signal.signal(told, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 @dataclass

@@ -27,6 +27,11 @@ PODMAN = [
     *("--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", f"--label={LABEL}"),
     *("--env", HOME, "--volume", "{folder}:{folder}", "--workdir", "{folder}"),
 ]
+NSPAWN = [
+    *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--as-pid2"),
+    *("--private-network", f"--machine={LABEL}", "--directory={folder}/rootfs"),
+    *("--bind={folder}", "--chdir={folder}", f"--setenv={HOME}"),
+]
 # Beside cgroup v1, crun (and podman, which starts it) refuses a v2 mount with controllers: there it does not see that.
 UNIFIED = "/sys/fs/cgroup/unified"
 WITHOUT = ["unshare", "--mount", "sh", "-c", f'umount {UNIFIED} && exec "$0" "$@"']
@@ -35,6 +40,7 @@ TOOLS = {
     "crun": "crun",
     "runc": "runc",
     "podman": "podman",
+    "systemd-nspawn": "systemd-nspawn",
     "gVisor": "runsc",
 }
 MORE = {"crun": ["--cgroup-manager=disabled"], "gVisor": ["--network=none", "--host-uds=all", "--ignore-cgroups"]}
@@ -55,6 +61,9 @@ def measure(bench: Bench) -> None:
                 raise Absent("as an ordinary user, each of them wants a set-up of its own")
             try:
                 _starts(bench, figure, tool)
+            except Absent as reason:
+                words = bench.log.read_text(errors="replace").split("\n")
+                raise Absent(f"{reason}; last words: {next(filter(None, reversed(words)), 'none')}") from None
             finally:
                 _remove(tool, bench.folder)
 
@@ -92,6 +101,9 @@ def command(tool: str, folder: Path) -> tuple[list[str], dict[str, str]]:
     shown = [*(path for path in SYSTEM if os.path.isdir(path)), *outside(sys.prefix, sys.base_prefix)]
     if tool == "bubblewrap":
         return [*BUBBLEWRAP, *kernel], {}
+    if tool == "systemd-nspawn":
+        binds = [f"--bind-ro={path}" for path in shown]
+        return [*NSPAWN, *binds, "--", *kernel], {"rootfs/usr/.keep": ""}
     if tool == "podman":
         root = folder / "root"
         root.mkdir(exist_ok=True)

@@ -17,7 +17,6 @@ import argparse
 import fnmatch
 import os
 import platform
-import signal
 import sys
 import tempfile
 import time
@@ -35,8 +34,7 @@ import start
 import trip
 import view
 import work
-from bench import Bench, Figure
-from isolated_python.linux import prctl
+from bench import Bench, Figure, mind
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -98,13 +96,6 @@ def machine() -> dict[str, str]:
     }
 
 
-def end(number: int, _: object) -> None:
-    """Told to end, a run takes down all that it has started, and shows what it has found."""
-    for told in (signal.SIGINT, signal.SIGTERM):  # timeout(1) tells the process, and then its group
-        signal.signal(told, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("figures", nargs="*", metavar="FIGURE", help="a figure, a glob of figures, or a part")
@@ -122,9 +113,7 @@ def main() -> None:
         return
     status = 0
     about = machine()
-    prctl.set_child_subreaper()
-    for told in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(told, end)
+    mind()
     with tempfile.TemporaryDirectory(prefix="isolated-bench-", dir=PLACE) as folder:
         os.chmod(folder, 0o755)
         bench = Bench(Path(folder), figures, quick=asked.quick)
