@@ -196,15 +196,6 @@ def turns(servers: dict[str, Server], number: int) -> list[tuple[str, Server]]:
     return pairs[first:] + pairs[:first]
 
 
-def pooled() -> bool:
-    from isolated_python.provisioner import IsolatedProvisioner
-
-    return "pool" in IsolatedProvisioner.class_trait_names()
-
-
-NO_POOL = "not there: the provisioner has no setting `pool`"
-
-
 def prepare(folder: Path) -> dict[str, str]:
     """Kernelspecs and a profile in a folder of their own; the environment in which a server finds no others."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "JPY_"))}
