@@ -73,7 +73,7 @@ class Server:
         except BrokenPipeError:
             raise Absent("the server of kernels ended") from None
         if not select.select([self.process.stdout], [], [], max(0.0, self.bench.until - time.monotonic()))[0]:
-            raise Absent(LATE)
+            raise Absent(f"{LATE}, waiting for `{do}`")
         answer = json.loads(self.process.stdout.readline() or '{"error": "the server of kernels ended"}')
         if "error" in answer:
             raise Absent(answer["error"])

@@ -29,6 +29,13 @@ from jupyter_client.manager import AsyncKernelManager
 
 PATIENCE = 120.0  # seconds for any single answer
 QUIET = 0.03  # of one core: below this everything that was started has come to rest
+# Another thread says that it spins: a SIGINT that finds the main thread in a print can be lost, in a stock kernel, too.
+SPIN = """
+import threading, time
+threading.Timer(0.05, print, ["spins"]).start()
+end = time.monotonic() + 90
+while time.monotonic() < end: pass
+"""
 LEAST_FREE = 1 << 30  # bytes of memory, below which no further kernel is started
 
 
@@ -232,9 +239,7 @@ async def calm(names: list[str]) -> None:
 
 async def _spin(kernel: Kernel) -> None:
     kernel.drain()
-    kernel.ask(
-        "import time\nprint('spins', flush=True)\nend = time.monotonic() + 90\nwhile time.monotonic() < end: pass"
-    )
+    kernel.ask(SPIN)
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         message = await kernel.client.get_iopub_msg(timeout=PATIENCE)
