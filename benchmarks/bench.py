@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,16 +16,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from isolated_python.linux import prctl
 
 HERE = Path(__file__).parent
 SERVER = HERE / "server.py"
 SCIENCE = ("numpy", "pandas", "matplotlib.pyplot")
 IMPORTS = f"import {', '.join(SCIENCE)}"
+LISTED = ("numpy", "@stdlib-safe", "@notebook")  # a list of modules; the issue is what it costs, and not what it says
+LATE = "out of time"
 
 # The kernelspecs of a run. Each pool has a size of its own; what the size means is the provisioner's affair.
 ISOLATED: dict[str, dict[str, Any]] = {
     "isolated": {"profile": "standard"},
     "isolated-science": {"profile": "bench-science"},
+    "isolated-listed": {"profile": "bench-listed"},
     "pool": {"profile": "standard", "pool": 4},
     "pool-science": {"profile": "bench-science", "pool": 4},
     "pool-30": {"profile": "standard", "pool": 30},
@@ -44,56 +49,67 @@ class Figure:
 
 
 class Absent(Exception):
-    """A figure cannot be taken here; the sentence goes into the table."""
+    """A figure cannot be taken here, or no further; the sentence goes into its row."""
 
 
 class Server:
     """A process of server.py."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], log: Path) -> None:
-        with log.open("ab") as words:
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        with bench.log.open("ab") as words:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=words, text=True, env=environment, cwd=folder, start_new_session=True,
+                [sys.executable, str(SERVER), str(bench.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=words, text=True, env=bench.environment, cwd=bench.folder, start_new_session=True,
             )  # fmt: skip
 
     def ask(self, do: str, **values: Any) -> Any:
-        """One deed. Raises Absent with what went wrong: such a figure is left out, and the run goes on."""
+        """One deed. Raises Absent with what went wrong, or when the time is over: the server is then of no more use."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps({"do": do, **values}) + "\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
         except BrokenPipeError:
-            line = ""
-        answer = json.loads(line or '{"error": "the server of kernels ended"}')
+            raise Absent("the server of kernels ended") from None
+        if not select.select([self.process.stdout], [], [], max(0.0, self.bench.until - time.monotonic()))[0]:
+            raise Absent(f"{LATE}, waiting for `{do}`")
+        answer = json.loads(self.process.stdout.readline() or '{"error": "the server of kernels ended"}')
         if "error" in answer:
             raise Absent(answer["error"])
         return answer["is"]
 
     def end(self) -> None:
-        """With all its kernels, also in the middle of a deed; by force where it does not end within 20 s."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        below = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            below = psutil.Process(self.process.pid).children(recursive=True)
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+        """With all its kernels, also in the middle of a deed; by force where it does not end within 15 s."""
+        self.process.terminate()
         try:
-            if sys.exc_info()[0] is not None:
-                self.process.send_signal(signal.SIGTERM)
-            self.process.wait(20)
+            self.process.wait(15)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
-        finally:
-            self.process.stdout.close()
-            _, left = psutil.wait_procs(below, timeout=5)
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate()
+
+
+def sweep() -> None:
+    """Nothing is left below this process, which adopts all orphans: most end by themselves, the others by force."""
+    _, left = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
+
+
+def mind() -> None:
+    """From here on a signal to end is an exception, so that all is taken down; and who loses their parent is ours."""
+    prctl.set_child_subreaper()
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, _end)
+
+
+def _end(number: int, _: object) -> None:
+    for told in (signal.SIGINT, signal.SIGTERM):  # timeout(1) tells the process, and then its group
+        signal.signal(told, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 @dataclass
@@ -104,61 +120,73 @@ class Bench:
     figures: Sequence[Figure]  # those that are wanted
     quick: bool = False
     found: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # figure → side → values
-    absent: dict[str, str] = field(default_factory=dict)  # figure → why
-    until: float = 0.0  # time.monotonic() at which this part's time is over
+    notes: dict[str, str] = field(default_factory=dict)  # figure → why it is not there, or not whole
+    over: float = 0.0  # time.monotonic() at which this part's time is over,
+    until: float = 0.0  # and that of what is being measured
     progress: Any = None
     task: Any = None
 
     def __post_init__(self) -> None:
+        self.log = self.folder / "servers.log"
         self.environment = prepare(self.folder)
+        self.waiting = [figure.name for figure in self.figures]
+        self.done = ""
 
-    def wants(self, *names: str) -> bool:
-        return any(figure.name in names for figure in self.figures)
+    def wants(self, name: str) -> bool:
+        return any(figure.name == name for figure in self.figures)
 
     def note(self, name: str, side: str, *values: float) -> None:
         if self.wants(name):
             self.found.setdefault(name, {}).setdefault(side, []).extend(values)
 
     def leave(self, reason: str, *names: str) -> None:
-        """Those figures are not there, and this is why."""
-        for name in names:
-            if self.wants(name) and name not in self.found:
-                self.absent.setdefault(name, reason)
+        """No more values of those come, and this is why."""
+        for name in [name for name in names if name in self.waiting]:
+            self.notes[name] = f"{reason}{self.done}" if name in self.found else reason
+            self.waiting.remove(name)
 
     @contextlib.contextmanager
     def taking(self, *names: str) -> Iterator[bool]:
-        """What goes wrong below concerns these figures alone. Yields whether any of them is wanted."""
-        late = time.monotonic() > self.until
-        if late:
-            self.leave("no time was left for it", *names)
+        """Yields whether any of these figures is wanted. What goes wrong below concerns them alone.
+
+        They may take their share of the part's time; what they do not need is for those that follow.
+        """
+        wanted = [name for name in names if name in self.waiting]
+        part = names[0].partition(".")[0]
+        waiting = sum(name.startswith(f"{part}.") for name in self.waiting)
+        now = time.monotonic()
+        self.until = now + (self.over - now) * len(wanted) / max(1, waiting)
+        self.done = ""
         try:
-            yield self.wants(*names) and not late
+            yield bool(wanted)
         except Absent as reason:
-            for name in names:
-                self.found.pop(name, None)
-            self.leave(str(reason), *names)
+            self.leave(str(reason), *wanted)
+        except Exception as error:
+            self.leave(f"{type(error).__name__}: {error}", *wanted)
+        self.waiting = [name for name in self.waiting if name not in wanted]
 
     @contextlib.contextmanager
     def servers(self, *specs: str) -> Iterator[dict[str, Server]]:
-        """A server for each kernelspec; all end with the block."""
-        made: dict[str, Server] = {}
-        try:
+        """A server for each kernelspec; all end with the block, and nothing of them is left."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(sweep)
+            made = {}
             for spec in specs:
-                made[spec] = Server(self.folder, self.environment, self.folder / "servers.log")
+                made[spec] = Server(self)
+                stack.callback(made[spec].end)
             yield made
-        finally:
-            for server in made.values():
-                server.end()
 
     def rounds(self, what: str, full: int, quick: int) -> Iterator[int]:
-        """So many rounds, at least one; no further one begins when the time is over."""
-        most = quick if self.quick else full
-        self.progress.update(self.task, description=what)
+        """So many rounds. Raises Absent where a further one, as long as the longest so far, would end too late."""
+        most, longest = quick if self.quick else full, 0.0
         for number in range(most):
-            if number and time.monotonic() > self.until:
-                break
+            self.done = f", after {number} of {most} rounds"
             self.progress.update(self.task, description=f"{what}, {number + 1} of {most}")
+            began = time.monotonic()
+            if number and began + longest > self.until:
+                raise Absent(LATE)
             yield number
+            longest = max(longest, time.monotonic() - began)
 
 
 def turns(servers: dict[str, Server], number: int) -> list[tuple[str, Server]]:
@@ -168,15 +196,6 @@ def turns(servers: dict[str, Server], number: int) -> list[tuple[str, Server]]:
     return pairs[first:] + pairs[:first]
 
 
-def pooled() -> bool:
-    from isolated_python.provisioner import IsolatedProvisioner
-
-    return "pool" in IsolatedProvisioner.class_trait_names()
-
-
-NO_POOL = "not there: the provisioner has no setting `pool`"
-
-
 def prepare(folder: Path) -> dict[str, str]:
     """Kernelspecs and a profile in a folder of their own; the environment in which a server finds no others."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "JPY_"))}
@@ -184,8 +203,8 @@ def prepare(folder: Path) -> dict[str, str]:
         (folder / name).mkdir(mode=0o700)
     profiles = folder / "config" / "isolated-python" / "profiles"
     profiles.mkdir(parents=True)
-    preload = ", ".join(f'"{name}"' for name in SCIENCE)
-    (profiles / "bench-science.toml").write_text(f"preload = [{preload}]\n")
+    (profiles / "bench-science.toml").write_text(f"preload = {json.dumps(SCIENCE)}\n")
+    (profiles / "bench-listed.toml").write_text(f"[modules]\ngrant = {json.dumps(LISTED)}\n")
     # An ordinary user can only be given a cgroup by systemd; where that is not there, the table's head says so.
     layers = {} if os.geteuid() == 0 else {"overrides": {"layers": {"cgroup": "prefer"}}}
     ours = ["python", "-m", "isolated_python.launcher.argv", "-f", "{connection_file}"]

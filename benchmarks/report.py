@@ -15,6 +15,7 @@ from statistics import median, quantiles
 
 from bench import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Values = dict[str, dict[str, list[float]]]
@@ -27,14 +28,15 @@ class Row:
     figure: Figure
     stock: list[float]
     ours: list[float]
+    note: str = ""  # why it is not there, or not whole
 
     @property
     def reached(self) -> float | None:
         """What the bar is held against: the ratio to the stock kernel, or our own value."""
+        if not self.ours or not (self.stock or self.figure.by == "value"):
+            return None
         if self.figure.by == "value":
             return median(self.ours)
-        if not self.stock:
-            return None
         middle = high if self.figure.by == "p99" else median
         return middle(self.ours) / middle(self.stock)
 
@@ -52,7 +54,7 @@ class Row:
             spread(self.ours, self.figure),
             "" if reached is None or self.figure.by == "value" else f"{reached:.2f}",
             "" if bar is None else f"≤ {bar:g}",
-            self.verdict,
+            "; ".join(filter(None, (self.verdict, self.note if self.ours else f"not taken: {self.note}"))),
         )
 
 
@@ -63,26 +65,23 @@ COLUMNS = ("figure", "stock", "isolated", "ratio", "bar", "")
 class Results:
     about: dict[str, str]
     rows: list[Row]
-    absent: dict[str, str]
 
     @classmethod
-    def of(cls, about: dict[str, str], figures: list[Figure], found: Values, absent: dict[str, str]) -> Results:
-        rows = []
-        for figure in figures:
-            sides = found.get(figure.name, {})
-            if sides.get(figure.side):
-                rows.append(Row(figure, sides.get("stock", []), sides[figure.side]))
-        return cls(about, rows, absent)
+    def of(cls, about: dict[str, str], figures: list[Figure], found: Values, notes: dict[str, str]) -> Results:
+        """A row for each figure, also for those that could not be taken."""
+        sides = [(figure, found.get(figure.name, {}), notes.get(figure.name, "")) for figure in figures]
+        return cls(about, [Row(one, its.get("stock", []), its.get(one.side, []), note) for one, its, note in sides])
 
     def write(self, target: Path) -> None:
-        rows = [{"figure": asdict(row.figure), "stock": row.stock, "isolated": row.ours} for row in self.rows]
-        target.write_text(json.dumps({"about": self.about, "rows": rows, "absent": self.absent}, indent=1) + "\n")
+        rows = [{"figure": asdict(row.figure), "stock": row.stock, "isolated": row.ours, "note": row.note}
+                for row in self.rows]  # fmt: skip
+        target.write_text(json.dumps({"about": self.about, "rows": rows}, indent=1) + "\n")
 
     @classmethod
     def read(cls, source: Path) -> Results:
         told = json.loads(source.read_text())
-        rows = [Row(Figure(**row["figure"]), row["stock"], row["isolated"]) for row in told["rows"]]
-        return cls(told["about"], rows, told["absent"])
+        rows = [Row(Figure(**row["figure"]), row["stock"], row["isolated"], row["note"]) for row in told["rows"]]
+        return cls(told["about"], rows)
 
     @property
     def place(self) -> str:
@@ -117,12 +116,9 @@ def show(results: Results) -> None:
     console = Console(width=None if Console().is_terminal else 140)
     table = Table(*COLUMNS, box=None)
     for row in results.rows:
-        style = {"met": "green", "not met": "yellow"}.get(row.verdict)
-        table.add_row(*row.cells(), style=style if row.verdict == "not met" else None)
+        table.add_row(*map(escape, row.cells()), style="yellow" if row.verdict == "not met" else None)
     console.print(results.place, style="dim")
     console.print(table)
-    for name, reason in results.absent.items():
-        console.print(f"{name}: not taken: {reason}", style="yellow", markup=False)
 
 
 def plot(results: Results, target: Path) -> None:
@@ -160,9 +156,6 @@ def page(results: Results) -> str:
     lines = [(DOCS / HEAD).read_text().rstrip(), "", results.place + ".", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * 4 + "|---|"]
     lines += ["| " + " | ".join(row.cells()) + " |" for row in results.rows]
-    if results.absent:
-        lines += ["", "Not taken in this run:", ""]
-        lines += [f"* `{name}`: {reason}" for name, reason in results.absent.items()]
     return "\n".join([*lines, "", "![the same as a plot](performance.svg)", ""])
 
 

@@ -11,13 +11,16 @@ import asyncio
 import contextlib
 import json
 import os
+import queue
 import resource
 import shutil
 import signal
+import site
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -26,6 +29,13 @@ from jupyter_client.manager import AsyncKernelManager
 
 PATIENCE = 120.0  # seconds for any single answer
 QUIET = 0.03  # of one core: below this everything that was started has come to rest
+# Another thread says that it spins: a SIGINT that finds the main thread in a print can be lost, in a stock kernel, too.
+SPIN = """
+import threading, time
+threading.Timer(0.05, print, ["spins"]).start()
+end = time.monotonic() + 90
+while time.monotonic() < end: pass
+"""
 LEAST_FREE = 1 << 30  # bytes of memory, below which no further kernel is started
 
 
@@ -65,8 +75,16 @@ class Kernel:
 
     async def answer(self) -> dict[str, Any]:
         """The content of the reply to what was asked last. Raises RuntimeError where the cell failed."""
+        until = time.monotonic() + PATIENCE
         while True:
-            message = await self.client.get_shell_msg(timeout=PATIENCE)
+            try:
+                message = await self.client.get_shell_msg(timeout=2)
+            except queue.Empty:
+                if not await self.manager.is_alive():
+                    raise RuntimeError("the kernel ended before it answered") from None
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no answer came within {PATIENCE:.0f} s") from None
+                continue
             if message["parent_header"].get("msg_id") == self.asked:
                 break
         content: dict[str, Any] = message["content"]
@@ -221,9 +239,7 @@ async def calm(names: list[str]) -> None:
 
 async def _spin(kernel: Kernel) -> None:
     kernel.drain()
-    kernel.ask(
-        "import time\nprint('spins', flush=True)\nend = time.monotonic() + 90\nwhile time.monotonic() < end: pass"
-    )
+    kernel.ask(SPIN)
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         message = await kernel.client.get_iopub_msg(timeout=PATIENCE)
@@ -303,10 +319,32 @@ async def narrow(cores: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
+async def _end() -> None:
+    await asyncio.gather(*(kernel.end() for kernel in kernels.values()), return_exceptions=True)
+
+
+async def dwell(prefix: str) -> None:
+    """From here on this server's environment also lies there."""
+    site.PREFIXES.append(prefix)
+
+
+async def view(grant: list[str]) -> float:
+    """Until it is known what this list shows of the environment, by one who knows nothing of it yet."""
+    from isolated_python.engine import interpreters, packages, sight
+    from isolated_python.policy.profile import Modules, Profile
+
+    packages._environment.cache_clear()
+    sight._view.cache_clear()
+    profile = replace(Profile(), modules=Modules(grant=tuple(grant)))
+    began = time.perf_counter()
+    interpreters.shown([sys.executable, "-m", "ipykernel_launcher"], profile)
+    return ms(began)
+
+
 DEEDS: dict[str, Callable[..., Any]] = {
     deed.__name__: deed
     for deed in (start, ready, start_many, trips, run, inside, stream, interrupt, spin, calm, restart, stop, settle)
-} | {deed.__name__: deed for deed in (pss, relay, narrow)}
+} | {deed.__name__: deed for deed in (pss, relay, narrow, dwell, view)}
 
 HOME = ""
 
@@ -332,9 +370,8 @@ def main() -> None:
             print(json.dumps(answer), file=answers, flush=True)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        for kernel in kernels.values():
-            with contextlib.suppress(Exception):
-                loop.run_until_complete(asyncio.wait_for(kernel.end(), 10))
+        with contextlib.suppress(TimeoutError):
+            loop.run_until_complete(asyncio.wait_for(_end(), 10))
 
 
 main()

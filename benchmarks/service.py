@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from bench import mind, sweep
 from rich.console import Console
 from rich.table import Table
 
@@ -86,17 +87,28 @@ for line in sys.stdin:
 """
 
 
+@contextlib.contextmanager
+def account(name: str) -> Iterator[str]:
+    """A user of this machine, and their home."""
+    home = f"/home/{name}"
+    try:
+        subprocess.run(["useradd", "--system", "--no-create-home", "--home-dir", home, name], check=True)
+        user = pwd.getpwnam(name)
+        os.makedirs(f"{home}/course")
+        for folder in (home, f"{home}/course"):
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        yield name
+    finally:
+        subprocess.run(["userdel", name], check=False, stderr=subprocess.DEVNULL)
+        shutil.rmtree(home, ignore_errors=True)
+
+
 class User:
-    """An account, its home, and a server of its own under its uid."""
+    """A server of their own, under their uid."""
 
     def __init__(self, name: str, service: str) -> None:
         self.name = name
-        home = f"/home/{name}"
-        subprocess.run(["useradd", "--system", "--no-create-home", "--home-dir", home, name], check=True)
-        account = pwd.getpwnam(name)
-        os.makedirs(f"{home}/course")
-        for folder in (home, f"{home}/course"):
-            os.chown(folder, account.pw_uid, account.pw_gid)
+        account, home = pwd.getpwnam(name), f"/home/{name}"
         environment = {"PATH": "/usr/bin:/bin", "HOME": home, "LANG": "C.UTF-8", "ISOLATED_PYTHON_SERVICE": service}
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -118,25 +130,25 @@ class User:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-        subprocess.run(["userdel", self.name], check=True, stderr=subprocess.DEVNULL)
-        shutil.rmtree(f"/home/{self.name}")
 
 
 @contextlib.contextmanager
 def service() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    folder = Path(tempfile.mkdtemp(prefix="isolated-bench-", dir="/run"))
-    folder.chmod(0o755)
-    (folder / "service.toml").write_text(f'socket = "{folder}/service.sock"\naudit = "{folder}/audit/log"\n{QUOTA}')
-    command = [sys.executable, "-m", "isolated_python", "service", "--config", f"{folder}/service.toml"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process, f"{folder}/service.sock"
-    finally:
-        process.terminate()
-        process.communicate()
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="isolated-bench-", dir="/run") as folder:
+        os.chmod(folder, 0o755)
+        settings = Path(folder, "service.toml")
+        settings.write_text(f'socket = "{folder}/service.sock"\naudit = "{folder}/audit/log"\n{QUOTA}')
+        command = [sys.executable, "-m", "isolated_python", "service", "--config", str(settings)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield process, f"{folder}/service.sock"
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            sweep()
 
 
 def pss(process: psutil.Process) -> float:
@@ -157,9 +169,11 @@ def figures(took: list[float]) -> dict[str, float]:
 
 def measure(count: int, seconds: float) -> dict[str, Any]:
     users: list[User] = []
-    with service() as (process, path), contextlib.ExitStack() as stack:
-        for number in range(count):
-            users.append(User(f"isolated-bench-{number}", path))
+    with contextlib.ExitStack() as stack:
+        names = [stack.enter_context(account(f"isolated-bench-{number}")) for number in range(count)]
+        process, path = stack.enter_context(service())
+        for name in names:
+            users.append(User(name, path))
             stack.callback(users[-1].close)
         began = time.perf_counter()
         for one in users:
@@ -176,13 +190,14 @@ def measure(count: int, seconds: float) -> dict[str, Any]:
         found |= {
             "service": pss(psutil.Process(process.pid)),
             "supervisor, each": statistics.mean(map(pss, supervisors)),
-            "all, each user": sum(map(pss, [process_of(process), *below])) / count,
+            "all, each user": sum(map(pss, [psutil.Process(process.pid), *below])) / count,
             "processes": len(below) + 1,
             "kernels and zygotes": len(kernels),
         }
         attacker, victim, others = users[0], users[1], users[2:]
         found["attacks"] = {}
-        for name, code in ATTACKS.items():
+        for number, (name, code) in enumerate(ATTACKS.items()):
+            print(f"{name}, {number + 1} of {len(ATTACKS)}", file=sys.stderr)
             if code:
                 attacker.ask("run", code=code, wait=False)
                 attacker.answer()
@@ -199,10 +214,6 @@ def measure(count: int, seconds: float) -> dict[str, Any]:
             attacker.ask("start", overrides=GRANT)
             found["attacks"][name]["attacker's next kernel"] = attacker.answer()
     return found
-
-
-def process_of(process: subprocess.Popen[str]) -> psutil.Process:
-    return psutil.Process(process.pid)
 
 
 def show(found: dict[str, Any]) -> None:
@@ -228,6 +239,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    mind()
     found = measure(asked.users, asked.seconds)
     if asked.json is not None:
         asked.json.write_text(json.dumps(found, indent=2))

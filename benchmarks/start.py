@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import psutil
-from bench import IMPORTS, NO_POOL, Absent, Bench, Figure, Server, pooled, turns
+from bench import IMPORTS, Absent, Bench, Figure, Server, turns
 
 FIGURES = (
     Figure("start.cold", "first reply, cold: a server just started", "ms", 1.15),
@@ -35,8 +35,6 @@ NEED = {"1": 80e6, IMPORTS: 200e6}  # bytes of memory that a stock kernel may ta
 
 
 def measure(bench: Bench) -> None:
-    if not pooled():
-        bench.leave(NO_POOL, *(figure.name for figure in FIGURES if "pool" in figure.name))
     for name, spec, code, full, quick in COLD:
         with bench.taking(name) as wanted:
             for number in bench.rounds("cold starts", full, quick) if wanted else ():
@@ -44,16 +42,13 @@ def measure(bench: Bench) -> None:
                     with bench.servers(kind) as servers:
                         bench.note(name, side(kind), servers[kind].ask("start", name="a", spec=kind, code=code))
     for (warm, spec), (from_pool, pool), code, full, quick in ONE:
-        names = [warm, *([from_pool] if pooled() else [])]
-        with bench.taking(*names) as wanted:
+        with bench.taking(warm, from_pool) as wanted:
             if wanted:
-                _one(bench, {warm: spec} | ({from_pool: pool} if pooled() else {}), code, full, quick)
+                _one(bench, {warm: spec, from_pool: pool}, code, full, quick)
     with bench.taking("start.ready") as wanted:
         if wanted:
             _ready(bench)
     for name, spec, count, code, full, quick in MANY:
-        if name in bench.absent:
-            continue
         with bench.taking(name) as wanted:
             if wanted:
                 _many(bench, name, spec, count, code, full, quick)
