@@ -136,3 +136,15 @@ def test_a_zygote_goes_on_to_another_group_after_each_birth(limited: Server) -> 
     pid = limited.ask("supervisor")["pid"]
     for zygote in before:
         assert len({os.path.basename(path) for path in cgroups_of(pid) if zygote in processes_of(path)}) == 1
+
+
+def test_what_the_first_kernel_does_not_wait_for_is_in_those_after_it(server: Server) -> None:
+    """The zygote imports it when nobody asks for a fork: what it has then is in its children, as it was before."""
+    for number in range(30):
+        server.start(f"{number}")
+        answer = server.text("import sys; print('jedi' in sys.modules)", f"{number}")
+        server.ask("stop", name=f"{number}")
+        if answer == "True":
+            break
+    else:
+        raise AssertionError(answer)
