@@ -26,9 +26,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Enum, Integer, Unicode, Union
 
 from isolated_python import owners
-from isolated_python.engine import client, folders, interpreters, kept, places
-from isolated_python.engine.pool import ADAPTIVE
-from isolated_python.engine.zygotes import ROOT
+from isolated_python.engine import ADAPTIVE, ROOT, client, folders, interpreters, kept, places
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
 from isolated_python.policy import parse, sources
 from isolated_python.policy.profile import Profile

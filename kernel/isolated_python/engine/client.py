@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isolated_python import __version__
-from isolated_python.engine import places, visits
+from isolated_python.engine import ROOT, places, visits
 from isolated_python.engine.sight import View
-from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
 from isolated_python.launcher.spawn import program, spawn
 from isolated_python.layers.cgroup import systemd

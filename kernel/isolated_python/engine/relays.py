@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from isolated_python.engine import zygotes
+from isolated_python.engine import ROOT
 from isolated_python.engine.loop import Loop
 from isolated_python.errors import ProtocolError
 from isolated_python.launcher.spawn import program, spawn
@@ -72,7 +72,7 @@ class Relay:
     def _start(self) -> None:
         self._socket, theirs = packets.pair()
         self._socket.settimeout(PATIENCE)
-        argv = [sys.executable, "-I", "-S", "-c", program(zygotes.ROOT, "isolated_python.relay.broker")]
+        argv = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.relay.broker")]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         pid = self._pid = spawn(argv, environment, {3: theirs.fileno(), 4: self._kernels})
         theirs.close()

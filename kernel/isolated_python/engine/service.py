@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isolated_python.engine import places
+from isolated_python.engine import ROOT, places
 from isolated_python.engine.hosted import MINUTE
 from isolated_python.engine.identities import COUNT, FIRST, identities_file
 from isolated_python.engine.loop import Loop
-from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import HostError, IsolatedPythonError, RequestError
 from isolated_python.launcher.spawn import program, spawn
 from isolated_python.layers import cgroup, seccomp

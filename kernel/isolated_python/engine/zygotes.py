@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from isolated_python.engine import ROOT
 from isolated_python.engine.cradle import Cradle
 from isolated_python.engine.words import Words
 from isolated_python.launcher.spawn import program, spawn
 from isolated_python.layers.step import Step
 from isolated_python.linux import caps, namespaces, packets
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the folder of our package
 
 
 @dataclass(frozen=True, slots=True)
