@@ -26,13 +26,15 @@ class Identities:
         self.first, self.count, self.file = first, count, file
         self.zygotes, self.relay = first, first + 1
         self._next = SPARE + os.getpid() % max(1, count - SPARE)
+        self._held: set[int] = set()  # by us: to whom a byte is locked, the kernel gives the lock again
 
     def take(self) -> int:
         """A uid. Raises HostError when all are taken."""
         for turn in range(self.count - SPARE):
             number = SPARE + (self._next - SPARE + turn) % (self.count - SPARE)
-            if self._lock(number, fcntl.F_WRLCK):
+            if number not in self._held and self._lock(number, fcntl.F_WRLCK):
                 self._next = number + 1
+                self._held.add(number)
                 return self.first + number
         raise HostError(
             f"all {self.count - SPARE} host identities for kernels are taken",
@@ -40,6 +42,7 @@ class Identities:
         )
 
     def give_back(self, uid: int) -> None:
+        self._held.discard(uid - self.first)
         self._lock(uid - self.first, fcntl.F_UNLCK)
 
     def _lock(self, number: int, kind: int) -> bool:
