@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import psutil
@@ -148,3 +149,13 @@ def test_what_the_first_kernel_does_not_wait_for_is_in_those_after_it(server: Se
             break
     else:
         raise AssertionError(answer)
+
+
+def test_a_supervisor_that_cannot_serve_is_why_the_first_kernel_does_not_start(server: Server) -> None:
+    """The request for it waits already when the supervisor has found out, and is told that, and not what follows."""
+    server.audit.mkdir(parents=True)
+    (server.audit / "audit.jsonl").mkdir()
+    shutil.chown(server.audit, server.folder.stat().st_uid)
+    for _ in range(2):
+        assert "Is a directory" in server.refused()["error"]
+    (server.audit / "audit.jsonl").rmdir()
