@@ -136,9 +136,9 @@ class Sandbox:
 
     def start(self, given: list[int], zygote: Callable[[], Zygote]) -> None:
         """Make all that only we can make, and ask the zygote for a fork. Raises OSError, IsolatedPythonError."""
-        self.zygote = zygote()
         if self._shared.ahead is not None:
             self._uid = self._shared.ahead.take()
+        self.zygote = zygote()
         self._open_streams(given)
         if not self._spare:
             self._open_mounts(given)
