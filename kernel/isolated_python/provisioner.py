@@ -86,6 +86,24 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 )
         super().__init__(**given)
 
+    async def warm(self, cmd: list[str]) -> None:
+        """Have a zygote for such kernels, before one is asked for. Raises what the start of one would raise."""
+        self._client = await _off_loop(lambda: client.current(places.service(self.service)))
+        await self._greet(self._client)
+        if self._client.service:
+            return  # it starts nothing for a person who asks for no kernel
+        profile = (await self._resolve()).profile
+        trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
+        asked = self._client.ask(
+            "warm",
+            profile=profile.to_wire(),
+            trees=trees,
+            view=self._client.see(view),
+            interpreter=interpreters.own_interpreter(),
+            argv=None if interpreters.is_ours(cmd) else cmd,
+        )
+        await asyncio.wrap_future(asked)
+
     # ---- before the start ------------------------------------------------------------------------------------------
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
