@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
-from isolated_python.engine import interpreters, visits
-from isolated_python.engine.zygotes import ROOT
+from isolated_python.engine import ROOT, interpreters, visits
 from isolated_python.linux import packets
 from isolated_python.linux.process import Person
 

@@ -26,9 +26,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Dict, Enum, Integer, Unicode, Union
 
 from isolated_python import owners
-from isolated_python.engine import client, folders, interpreters, kept, places
-from isolated_python.engine.pool import ADAPTIVE
-from isolated_python.engine.zygotes import ROOT
+from isolated_python.engine import ADAPTIVE, ROOT, client, folders, interpreters, kept, places
 from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
 from isolated_python.policy import parse, sources
 from isolated_python.policy.profile import Profile
@@ -88,6 +86,24 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 )
         super().__init__(**given)
 
+    async def warm(self, cmd: list[str]) -> None:
+        """Have a zygote for such kernels, before one is asked for. Raises what the start of one would raise."""
+        self._client = await _off_loop(lambda: client.current(places.service(self.service)))
+        await self._greet(self._client)
+        if self._client.service:
+            return  # it starts nothing for a person who asks for no kernel
+        profile = (await self._resolve()).profile
+        trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
+        asked = self._client.ask(
+            "warm",
+            profile=profile.to_wire(),
+            trees=trees,
+            view=self._client.see(view),
+            interpreter=interpreters.own_interpreter(),
+            argv=None if interpreters.is_ours(cmd) else cmd,
+        )
+        await asyncio.wrap_future(asked)
+
     # ---- before the start ------------------------------------------------------------------------------------------
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
@@ -105,7 +121,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
         if self._kernel is not None and self._kernel.status is None:
             await self.kill()  # started a second time: the first is nobody's any more
         self._client = await _off_loop(lambda: client.current(places.service(self.service)))
-        self._client.greeted(await asyncio.wrap_future(self._client.hello))
+        if self._client.service:
+            await self._greet(self._client)  # it says where its sockets will be
         # A restart keeps its sockets, unless the supervisor, and their folder with it, is another by now.
         self._name = self.kernel_id or secrets.token_hex(16)
         self._pass_records_on(self._client, manager)
@@ -126,6 +143,11 @@ class IsolatedProvisioner(KernelProvisionerBase):
         if self.owner is None:
             self.owner = owners.asking(kwargs["env"])
         return kwargs
+
+    @staticmethod
+    async def _greet(supervisor: client.Client) -> None:
+        """Raises what keeps it from serving at all."""
+        supervisor.greeted(await asyncio.wrap_future(supervisor.hello))
 
     @staticmethod
     def _pass_records_on(supervisor: client.Client, manager: Any) -> None:
@@ -192,28 +214,29 @@ class IsolatedProvisioner(KernelProvisionerBase):
             given.append(archive)
         ports = [secrets.randbelow(20_000) + 20_000]
         ports = [ports[0] + number for number in range(5)]
-        answer = await asyncio.wrap_future(
-            self._client.ask(
-                "start",
-                given,
-                kernel=self._name,
-                owner=self.owner or "",
-                **self._wanted(profile),
-                trees=trees,
-                view=self._client.see(view),
-                interpreter=interpreters.own_interpreter(),
-                argv=None if ours else self._inside(cmd),
-                arguments=interpreters.arguments(cmd) if ours else [],
-                cwd=INSIDE,
-                connection=self._connection(ours, ports),
-                environment=self._environment(kwargs.get("env") or {}, profile, cmd[0]),
-                key=self._key(),
-                streams={name: number is not None for name, number in streams.items()},
-                sockets=os.path.basename(self._prefix),
-                pool={"off": 0, "adaptive": ADAPTIVE}.get(self.pool, self.pool),
-                ports=ports,
-            )
+        asked = self._client.ask(
+            "start",
+            given,
+            kernel=self._name,
+            owner=self.owner or "",
+            **self._wanted(profile),
+            trees=trees,
+            view=self._client.see(view),
+            interpreter=interpreters.own_interpreter(),
+            argv=None if ours else self._inside(cmd),
+            arguments=interpreters.arguments(cmd) if ours else [],
+            cwd=INSIDE,
+            connection=self._connection(ours, ports),
+            environment=self._environment(kwargs.get("env") or {}, profile, cmd[0]),
+            key=self._key(),
+            streams={name: number is not None for name, number in streams.items()},
+            sockets=os.path.basename(self._prefix),
+            pool={"off": 0, "adaptive": ADAPTIVE}.get(self.pool, self.pool),
+            ports=ports,
         )
+        # A supervisor that has only been started finds the request when it can serve; where it cannot, this is why.
+        await self._greet(self._client)
+        answer = await asyncio.wrap_future(asked)
         self.pid = answer["pid"]
         self._kernel = client.Kernel(self._name)
         self._client.kernels[self._name] = self._kernel

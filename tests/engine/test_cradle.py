@@ -43,3 +43,38 @@ def test_a_group_that_could_not_be_made_once_is_made_for_the_next_who_asks(tmp_p
 
     assert [type(found) for found in heard] == [v2.Group]
     assert (tmp_path / "cgroup.procs").read_text() == str(os.getpid())
+
+
+def test_nobody_is_born_where_the_zygote_has_grown(tmp_path: Path) -> None:
+    """What it imports after its first birth lies in a group of its own, which goes unused."""
+    loop, made, heard = Loop(), [], []
+    mover = Mover(loop)
+
+    def make() -> cgroup.Group:
+        place = tmp_path / f"kernel-{len(made) + 1}"
+        place.mkdir()
+        (place / "cgroup.procs").touch()
+        made.append(v2.Group(str(place), place.name))
+        return made[-1]
+
+    def it_stands_there(found: cgroup.Group | HostError) -> bool:
+        heard.append(found)
+        cradle.renew()
+        cradle.ask(want)
+        return False
+
+    def want(found: cgroup.Group | HostError) -> bool:
+        heard.append(found)
+        raise SystemExit
+
+    cradle = Cradle(mover, make, os.getpid())
+    cradle.go_on()
+    cradle.ask(it_stands_there)
+    try:
+        loop.run()
+    except SystemExit:
+        mover.close()
+    os.wait()
+
+    assert heard == made
+    assert (tmp_path / "kernel-2" / "cgroup.procs").read_text() == str(os.getpid())

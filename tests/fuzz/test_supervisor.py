@@ -24,9 +24,8 @@ import psutil
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from isolated_python.engine import interpreters, relays
+from isolated_python.engine import ROOT, interpreters, relays
 from isolated_python.engine.supervisor import VISITS
-from isolated_python.engine.zygotes import ROOT
 from isolated_python.launcher.spawn import spawn
 from isolated_python.linux import packets
 from isolated_python.policy import parse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 
@@ -131,3 +132,25 @@ def test_a_zygote_goes_on_to_another_group_after_each_birth(limited: Server) -> 
     pid = limited.ask("supervisor")["pid"]
     for zygote in before:
         assert len({os.path.basename(path) for path in cgroups_of(pid) if zygote in processes_of(path)}) == 1
+
+
+def test_what_the_first_kernel_does_not_wait_for_is_in_those_after_it(server: Server) -> None:
+    """The zygote imports it when nobody asks for a fork: what it has then is in its children, as it was before."""
+    for number in range(30):
+        server.start(f"{number}")
+        answer = server.text("import sys; print('jedi' in sys.modules)", f"{number}")
+        server.ask("stop", name=f"{number}")
+        if answer == "True":
+            break
+    else:
+        raise AssertionError(answer)
+
+
+def test_a_supervisor_that_cannot_serve_is_why_the_first_kernel_does_not_start(server: Server) -> None:
+    """The request for it waits already when the supervisor has found out, and is told that, and not what follows."""
+    server.audit.mkdir(parents=True)
+    (server.audit / "audit.jsonl").mkdir()
+    shutil.chown(server.audit, server.folder.stat().st_uid)
+    for _ in range(2):
+        assert "Is a directory" in server.refused()["error"]
+    (server.audit / "audit.jsonl").rmdir()

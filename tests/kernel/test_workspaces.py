@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import BIN, Ordinary
@@ -260,3 +262,29 @@ def test_a_copy_on_write_workspace_is_made_for_each_kernel(server: Server) -> No
         assert server.text("open('given', 'w').write('x'); print(open('given').read())", name) == "x"
         assert (server.folder / "given").read_text() == "given"
     assert server.ask("spares")["names"] == []
+
+
+def test_the_mount_of_the_next_kernel_is_translated_ahead_and_belongs_to_it_alone(root_server: Server) -> None:
+    """The map is made for one uid, of which no other kernel gets a hold; and there is never more than one too many."""
+    server = root_server
+    supervisor = psutil.Process(server.ask("supervisor")["pid"])
+
+    def maps() -> int:
+        """How many user namespaces it holds that are made for mounts."""
+        links = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{supervisor.pid}/fd"))
+        return sum(link.startswith("user:") for link in links)
+
+    for number in range(3):
+        server.start(f"{number}")
+        server.text(f"open('by-{number}', 'w').write('x') and None", f"{number}")
+        deadline = time.monotonic() + 10
+        while maps() != 1 and time.monotonic() < deadline:
+            server.text("1", f"{number}")
+        assert maps() == 1
+    uids = [record["kernel_uid"] for record in server.records("kernel-started")]
+    assert len({*uids}) == 3
+    owners = {(server.folder / f"by-{number}").stat().st_uid for number in range(3)}
+    assert owners == {server.folder.stat().st_uid}
+    for number in range(3):
+        server.ask("stop", name=f"{number}")
+    assert maps() <= 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
-from isolated_python.engine.zygotes import ROOT
+from isolated_python.engine import ROOT
 from isolated_python.launcher.spawn import spawn
 from isolated_python.layers import seccomp
 from isolated_python.linux import packets

@@ -43,8 +43,7 @@ def service(config: Path | None, socket: str | None, check: bool) -> None:
       processes = 2048
       cpu = "unlimited"                            # cores
     """
-    from isolated_python.engine import places
-    from isolated_python.engine.zygotes import ROOT
+    from isolated_python.engine import ROOT, places
     from isolated_python.errors import HostError, ProfileError
     from isolated_python.linux import host
 

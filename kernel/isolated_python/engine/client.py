@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isolated_python import __version__
-from isolated_python.engine import places, visits
+from isolated_python.engine import ROOT, places, visits
 from isolated_python.engine.sight import View
-from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
-from isolated_python.launcher.spawn import spawn
+from isolated_python.launcher.spawn import program, spawn
 from isolated_python.layers.cgroup import systemd
 from isolated_python.linux import packets
 
@@ -68,11 +67,10 @@ class Client:
         """A supervisor of our own. Returns what it must be told."""
         self.folder = places.private_folder()
         self._socket, theirs = packets.pair()
-        program = f"import sys; sys.path.insert(0, {ROOT!r}); "
-        program += "from isolated_python.engine.supervisor import main; main()"
+        command = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.engine.supervisor")]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         try:
-            self.pid = spawn([sys.executable, "-I", "-S", "-c", program], environment, {3: theirs.fileno()})
+            self.pid = spawn(command, environment, {3: theirs.fileno()})
         finally:
             theirs.close()
         if systemd.wanted():

@@ -8,8 +8,10 @@ group from its first instruction. What the zygote imported before it came is cha
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from isolated_python.engine.mover import Mover
 from isolated_python.errors import HostError
@@ -54,6 +56,13 @@ class Cradle:
         else:
             self._mover.move(self._zygote, group.entrances(), lambda error: self._arrived(group, error))
 
+    def renew(self) -> None:
+        """The zygote has grown where it is: no kernel is born there, to be charged with that."""
+        if isinstance(self._next, Group):
+            grown, self._next, self._owed = self._next, None, True
+            self.when_left(grown, partial(_remove, grown))
+            self.go_on()
+
     def _arrived(self, group: Group, error: str) -> None:
         if error:  # it may stand in some of the hierarchies; the end of the supervisor removes them all
             self._next = HostError(f"the zygote cannot be moved into a cgroup: {error}", remedy="try again")
@@ -81,10 +90,15 @@ class Cradle:
         self._waiting.clear()
         self._bury()
         if isinstance(unused, Group):
-            unused.kill()  # of a zygote that is somebody's own program there may be children
-            unused.remove()
+            _remove(unused)
 
     def _bury(self) -> None:
         deaths, self._deaths = self._deaths, []
         for do in deaths:
             do()
+
+
+def _remove(unused: Group) -> None:
+    with contextlib.suppress(OSError):  # what is left goes with the supervisor, whose own group is above it
+        unused.kill()  # of a zygote that is somebody's own program there may be children
+        unused.remove()

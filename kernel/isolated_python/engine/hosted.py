@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 from isolated_python import __version__
 from isolated_python.audit.log import Log
-from isolated_python.engine import interpreters, places, zygotes
+from isolated_python.engine import ROOT, interpreters, places, zygotes
 from isolated_python.engine.identities import OfOnePerson
 from isolated_python.engine.sandbox import Sandbox
 from isolated_python.engine.supervisor import Reply, Request, Supervisor, received, word
@@ -248,8 +248,8 @@ class Hosted(Supervisor):
         check_trees(wanted["trees"], self.home)
         self._check_descriptors(wanted["streams"], profile, descriptors)
         if wanted["argv"] is not None:  # executed by a zygote of our own installation, which must see that
-            wanted["trees"] = [*wanted["trees"], *interpreters.own_base(), zygotes.ROOT]
-            wanted["root"] = zygotes.ROOT
+            wanted["trees"] = [*wanted["trees"], *interpreters.own_base(), ROOT]
+            wanted["root"] = ROOT
         peer.kernels.add(name)
         self.start({**wanted, "profile": profile.to_wire(), "pool": 0}, descriptors, reply)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 
-from isolated_python.errors import HostError
+from isolated_python.engine.loop import Loop
+from isolated_python.errors import HostError, IsolatedPythonError
 
 # Above every range that Debian, systemd and shadow hand out, below 2^31. systemd.io/UIDS-GIDS
 FIRST, COUNT = 1_879_113_728, 65_536
 SPARE = 2  # the first belong to the zygotes and the relays
 F_OFD_SETLK = 37  # linux 3.15
+SOON = 0.1  # seconds
 
 
 def identities_file(path: str) -> int:
@@ -26,13 +29,15 @@ class Identities:
         self.first, self.count, self.file = first, count, file
         self.zygotes, self.relay = first, first + 1
         self._next = SPARE + os.getpid() % max(1, count - SPARE)
+        self._held: set[int] = set()  # by us: to whom a byte is locked, the kernel gives the lock again
 
     def take(self) -> int:
         """A uid. Raises HostError when all are taken."""
         for turn in range(self.count - SPARE):
             number = SPARE + (self._next - SPARE + turn) % (self.count - SPARE)
-            if self._lock(number, fcntl.F_WRLCK):
+            if number not in self._held and self._lock(number, fcntl.F_WRLCK):
                 self._next = number + 1
+                self._held.add(number)
                 return self.first + number
         raise HostError(
             f"all {self.count - SPARE} host identities for kernels are taken",
@@ -40,6 +45,7 @@ class Identities:
         )
 
     def give_back(self, uid: int) -> None:
+        self._held.discard(uid - self.first)
         self._lock(uid - self.first, fcntl.F_UNLCK)
 
     def _lock(self, number: int, kind: int) -> bool:
@@ -67,3 +73,35 @@ class OfOnePerson(Identities):
 
     def give_back(self, uid: int) -> None:
         self._free.append(uid)
+
+
+class Ahead:
+    """The next uid, taken before anybody asks for one, and what takes a while to make for it.
+
+    It is nobody else's meanwhile, by the same lock as those of kernels, and free again when the supervisor has ended.
+    """
+
+    def __init__(self, loop: Loop, identities: Identities, make: Callable[[int], None]) -> None:
+        """`make(uid)`: may be called again for the same."""
+        self._loop, self._identities, self._make = loop, identities, make
+        self._next: int | None = None
+        self._due = False
+
+    def take(self) -> int:
+        """A uid. Raises HostError when all are taken."""
+        uid, self._next = self._next, None
+        return uid if uid is not None else self._identities.take()
+
+    def prepare(self) -> None:
+        """Soon: whoever has just got a kernel is served first."""
+        if not self._due:
+            self._due = True
+            self._loop.later(SOON, self._prepare)
+
+    def _prepare(self) -> None:
+        self._due = False
+        try:
+            self._next = self._next if self._next is not None else self._identities.take()
+            self._make(self._next)
+        except (OSError, IsolatedPythonError):  # whoever asks next finds the same, and is told
+            pass

@@ -10,9 +10,8 @@ import shutil
 import site
 import sys
 
-from isolated_python.engine import sight
+from isolated_python.engine import ROOT, sight
 from isolated_python.engine.packages import ELSEWHERE, Interpreter
-from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import ProgramError
 from isolated_python.policy.profile import Profile
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from isolated_python.engine import ADAPTIVE
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.sandbox import Sandbox
 from isolated_python.engine.usage import machine_memory
 
-ADAPTIVE = -1  # as many as were asked for within MEMORY, and at least one
 MEMORY = 60.0  # seconds
 MOST = 16
 IDLE = 900.0  # seconds without a request, after which no kernel is kept waiting

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from isolated_python.engine import zygotes
+from isolated_python.engine import ROOT
 from isolated_python.engine.loop import Loop
 from isolated_python.errors import ProtocolError
-from isolated_python.launcher.spawn import spawn
+from isolated_python.launcher.spawn import program, spawn
 from isolated_python.linux import packets
 
 MOST_ENDS = 20  # within a minute, before we take it that no relay can live
@@ -72,9 +72,7 @@ class Relay:
     def _start(self) -> None:
         self._socket, theirs = packets.pair()
         self._socket.settimeout(PATIENCE)
-        program = f"import sys; sys.path.insert(0, {zygotes.ROOT!r}); "
-        program += "from isolated_python.relay.broker import main; main()"
-        argv = [sys.executable, "-I", "-S", "-c", program]
+        argv = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.relay.broker")]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         pid = self._pid = spawn(argv, environment, {3: theirs.fileno(), 4: self._kernels})
         theirs.close()

@@ -19,7 +19,7 @@ from isolated_python.audit.log import LONGEST, Log
 from isolated_python.engine import reasons, relays, usage, workspace
 from isolated_python.engine.changes import Changes
 from isolated_python.engine.handover import Handover
-from isolated_python.engine.identities import Identities
+from isolated_python.engine.identities import Ahead, Identities
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.quota import Quota
 from isolated_python.engine.refusals import Refusals
@@ -60,7 +60,12 @@ class Shared:
     ended: Callable[[Sandbox, int, str], None]  # a kernel that ran: its status, and why we think so
     person: Person | None = None  # whose kernels these are, where that is not who we are
     translations: workspace.Translations = field(default_factory=workspace.Translations)
+    ahead: Ahead | None = field(init=False, default=None)  # as `identities`
     incarnations: int = 0
+
+    def __post_init__(self) -> None:
+        if self.identities is not None:
+            self.ahead = Ahead(self.loop, self.identities, self.translations.prepare)
 
     @property
     def relay_uid(self) -> int | None:
@@ -131,9 +136,9 @@ class Sandbox:
 
     def start(self, given: list[int], zygote: Callable[[], Zygote]) -> None:
         """Make all that only we can make, and ask the zygote for a fork. Raises OSError, IsolatedPythonError."""
+        if self._shared.ahead is not None:
+            self._uid = self._shared.ahead.take()
         self.zygote = zygote()
-        if self._shared.identities is not None:
-            self._uid = self._shared.identities.take()
         self._open_streams(given)
         if not self._spare:
             self._open_mounts(given)
@@ -316,6 +321,8 @@ class Sandbox:
         for note in self.plan.notes:
             self._shared.log.write("kernel-weakened", **who, what=note)
         self._reply(pid=self.pid, notes=self.plan.notes)
+        if self._shared.ahead is not None:
+            self._shared.ahead.prepare()
 
     # ---- from waiting to running ------------------------------------------------------------------------------------
 

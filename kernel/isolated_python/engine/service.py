@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isolated_python.engine import places
+from isolated_python.engine import ROOT, places
 from isolated_python.engine.hosted import MINUTE
 from isolated_python.engine.identities import COUNT, FIRST, identities_file
 from isolated_python.engine.loop import Loop
-from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import HostError, IsolatedPythonError, RequestError
-from isolated_python.launcher.spawn import spawn
+from isolated_python.launcher.spawn import program, spawn
 from isolated_python.layers import cgroup, seccomp
 from isolated_python.linux import packets
 from isolated_python.policy.service import Settings
@@ -127,12 +126,11 @@ class Service:
             os.ftruncate(self.starts[uid], 8 * most)
         channel, theirs = packets.pair()
         channel.setblocking(False)
-        program = f"import sys; sys.path.insert(0, {ROOT!r}); "
-        program += "from isolated_python.engine.hosted import main; main()"
+        command = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.engine.hosted")]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "ISOLATED_PYTHON_RUNTIME_DIR": self.base}
         identities = identities_file(f"{places.IDENTITIES}/lock")
         with theirs:
-            pid = spawn([sys.executable, "-I", "-S", "-c", program], environment, {3: theirs.fileno()})
+            pid = spawn(command, environment, {3: theirs.fileno()})
         user = self.users[uid] = User(uid, pid, channel, identities)
         self.loop.listen(channel, lambda: self._hear(user))
         self.loop.at_end(pid, lambda: self._ended(user))

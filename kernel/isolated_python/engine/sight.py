@@ -15,7 +15,9 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from isolated_python.engine import ROOT
 from isolated_python.engine.packages import (
     ELSEWHERE,
     Environment,
@@ -29,12 +31,13 @@ from isolated_python.engine.packages import (
     read,
     stamp_of,
 )
-from isolated_python.engine.zygotes import ROOT
 from isolated_python.errors import LaunchError
-from isolated_python.layers.view import Hidden
 from isolated_python.policy import modules
 from isolated_python.policy.modules import normal
 from isolated_python.policy.profile import Profile
+
+if TYPE_CHECKING:
+    from isolated_python.layers.view import Hidden
 
 KERNEL = "ipykernel"  # with all it needs; our own package needs nothing of an environment inside
 OURS = "isolated-python"

@@ -390,6 +390,9 @@ class Supervisor:
             zygote.cradle.go_on()
         elif message.get("event") == "forked" and zygote.ready:
             zygote.cradle.go_on()
+        elif message.get("event") == "prepared" and zygote.ready and not zygote.prepared:
+            zygote.prepared = True
+            zygote.cradle.renew()
 
     def _zygote_ended(self, zygote: zygotes.Zygote) -> None:
         """Kernels outlive their zygote; whoever asks next gets a new one."""

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from isolated_python.engine import ROOT
 from isolated_python.engine.cradle import Cradle
 from isolated_python.engine.words import Words
-from isolated_python.launcher.spawn import spawn
+from isolated_python.launcher.spawn import program, spawn
 from isolated_python.layers.step import Step
 from isolated_python.linux import caps, namespaces, packets
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # the folder of our package
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,7 @@ class Zygote:
     cradle: Cradle
     words: Words | None = None  # what it writes, where that is not for our log
     ready: bool = False
+    prepared: bool = False  # it has imported all that it means to
 
     def last_words(self) -> str:
         """It has ended, or will: what there is to say of that."""
@@ -78,9 +78,8 @@ def start(
     environment |= {"JPY_PARENT_PID": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     if kind.userbase:
         environment["PYTHONUSERBASE"] = kind.userbase
-    program = f"import sys; sys.path.insert(0, {kind.root!r}) if {kind.root!r} not in sys.path else None; "
-    program += "from isolated_python.launcher.zygote import main; main()"
-    argv = [kind.interpreter, *kind.flags, "-c", program, *kind.preload]
+    code = program(kind.root, "isolated_python.launcher.zygote")
+    argv = [kind.interpreter, *kind.flags, "-c", code, *kind.preload]
     pid = spawn(argv, environment, {3: theirs.fileno()}, before)
     theirs.close()
     ours.setblocking(False)  # a preload that hangs must not make us wait for room in its queue

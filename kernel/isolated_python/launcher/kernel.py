@@ -26,20 +26,19 @@ from isolated_python.linux import packets
 # What a first cell would import one by one, behind the user's back. Costs nothing in a child of the zygote.
 AHEAD = (
     "IPython.core.completer",
-    "IPython.core.historyapp",
     "IPython.core.interactiveshell",
     "IPython.core.magics",
-    "IPython.core.pylabtools",
-    "IPython.extensions.storemagic",
     "asyncio",
     "comm",
     "debugpy",
     "ipykernel.debugger",
     "ipykernel.ipkernel",
     "ipykernel.zmqshell",
-    "jedi",
     "sqlite3",
 )
+
+# What one of the next cells would: the Tab key, a figure. The first kernel does not wait for it.
+LATER = ("IPython.core.historyapp", "IPython.core.pylabtools", "IPython.extensions.storemagic", "jedi")
 
 
 def prepare() -> None:

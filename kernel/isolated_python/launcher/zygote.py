@@ -10,6 +10,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from isolated_python.layers.step import Descriptors
 from isolated_python.linux import packets, process
 
 CONTROL = 3
+PAUSE = 100  # milliseconds without a request, after which it imports something more
 GRANTED = "sandbox.json"  # beside the connection file: what the guard of a foreign environment tells
 
 
@@ -28,24 +30,47 @@ def main() -> None:
     """Serve forks until the supervisor goes. argv: modules to import ahead; none where it only executes."""
     control = socket.socket(fileno=CONTROL)
     control.set_inheritable(False)
-    program = execute_program
+    program: child.Program = execute_program
+    later: tuple[str, ...] = ()
+    gc.disable()  # see spawn.program
     if sys.argv[1:]:
         from isolated_python.launcher import kernel
 
-        program = kernel.run
+        program, later = kernel.run, kernel.LATER
         for name in sys.argv[1:]:
-            try:
-                importlib.import_module(name)
-            except Exception as error:  # a preload is a head start, not a promise
-                sys.stderr.write(f"preloading {name} failed: {error}\n")
+            _preload(name)
         kernel.prepare()
     _end_threads()
-    gc.collect()
     gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     packets.send(control, {"event": "ready"})
-    while serve(control, program):
-        pass
+    if _prepare(control, program, later):
+        while serve(control, program):
+            pass
+
+
+def _prepare(control: socket.socket, program: child.Program, later: tuple[str, ...]) -> bool:
+    """Import, one by one, what no kernel needs to begin, as long as nobody asks. False: the supervisor has gone."""
+    asked = select.poll()
+    asked.register(control, select.POLLIN)
+    for name in later:
+        while asked.poll(PAUSE):
+            if not serve(control, program):
+                return False
+        _preload(name)
+    if later:
+        _end_threads()
+        gc.freeze()
+        packets.send(control, {"event": "prepared"})
+    return True
+
+
+def _preload(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a preload is a head start, not a promise
+        sys.stderr.write(f"preloading {name} failed: {error}\n")
 
 
 def _end_threads() -> None:
