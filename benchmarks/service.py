@@ -1,7 +1,7 @@
 """
 Thirty users' kernels on one service at once, while one of them runs each denial of service: the victims' figures.
 
-    python benchmarks/service.py [--users N] [--seconds S] [--json FILE]
+    python benchmarks/service.py [--users N] [--seconds S] [--pause S] [--json FILE]
 
 Needs root; makes users isolated-bench-0 … of this machine, and removes them. Each has a server under its own uid, as on
 a hub, and one kernel. The first is the attacker; the second answers `1` again and again, and its round trips are timed
@@ -49,6 +49,9 @@ ATTACKS = {
     "threads": "import threading\nwhile True:\n  try: threading.Thread(target=threading.Event().wait).start()\n"
     "  except RuntimeError: pass",
 }
+if shutil.which("stress-ng"):  # of Debian
+    LOADS = "--cpu 4 --vm 2 --vm-bytes 200M --fork 4 --hdd 1 --hdd-bytes 16M --switch 2 --temp-path /tmp"
+    ATTACKS["stress-ng"] = f"!stress-ng --quiet --timeout 120 {LOADS}"
 
 # A server of one user. Lines of JSON in, lines of JSON out.
 SERVER = """
@@ -81,6 +84,7 @@ for line in sys.stdin:
             one = time.perf_counter()
             run("1")
             took.append(1000 * (time.perf_counter() - one))
+            time.sleep(ask["pause"])
         print(json.dumps({"took": took}), flush=True)
         continue
     print(json.dumps({"took": 1000 * (time.perf_counter() - began)}), flush=True)
@@ -167,7 +171,7 @@ def figures(took: list[float]) -> dict[str, float]:
     }
 
 
-def measure(count: int, seconds: float) -> dict[str, Any]:
+def measure(count: int, seconds: float, pause: float) -> dict[str, Any]:
     users: list[User] = []
     with contextlib.ExitStack() as stack:
         names = [stack.enter_context(account(f"isolated-bench-{number}")) for number in range(count)]
@@ -201,14 +205,15 @@ def measure(count: int, seconds: float) -> dict[str, Any]:
             if code:
                 attacker.ask("run", code=code, wait=False)
                 attacker.answer()
-            victim.ask("time", seconds=seconds)
+            victim.ask("time", seconds=seconds, pause=pause)
             began = time.perf_counter()
             for one in others:  # each of the others has its turn meanwhile
                 one.ask("run", code="sum(range(100_000))")
             for one in others:
                 one.answer()
             turns = 1000 * (time.perf_counter() - began)
-            found["attacks"][name] = {**figures(victim.answer()), "all others": turns}
+            one_of = found["attacks"][name] = {**figures(victim.answer()), "all others": turns}
+            one_of["p99, quiet = 1"] = one_of["p99"] / found["attacks"]["none"]["p99"]
             attacker.ask("stop")
             attacker.answer()
             attacker.ask("start", overrides=GRANT)
@@ -223,7 +228,7 @@ def show(found: dict[str, Any]) -> None:
         if name != "attacks":
             plain.add_row(name, f"{value:.1f}" if isinstance(value, float) else str(value))
     console.print(plain)
-    columns = ("round trips", "median", "p99", "worst", "all others", "attacker's next kernel")
+    columns = ("round trips", "median", "p99", "p99, quiet = 1", "worst", "all others", "attacker's next kernel")
     table = Table("one of them runs", *columns, box=None)
     for name, values in found["attacks"].items():
         table.add_row(
@@ -237,10 +242,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between an answer and the next cell")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     mind()
-    found = measure(asked.users, asked.seconds)
+    found = measure(asked.users, asked.seconds, asked.pause)
     if asked.json is not None:
         asked.json.write_text(json.dumps(found, indent=2))
     show(found)
