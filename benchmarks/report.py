@@ -20,7 +20,7 @@ from rich.table import Table
 
 Values = dict[str, dict[str, list[float]]]
 DOCS = Path(__file__).parent.parent / "docs"
-HEAD = "performance.head.md"  # what is said before the table, by hand
+HEAD, SERVICE = "performance.head.md", "performance.service.md"  # what is said before the table and after it, by hand
 
 
 @dataclass
@@ -156,7 +156,7 @@ def page(results: Results) -> str:
     lines = [(DOCS / HEAD).read_text().rstrip(), "", results.place + ".", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * 4 + "|---|"]
     lines += ["| " + " | ".join(row.cells()) + " |" for row in results.rows]
-    return "\n".join([*lines, "", "![the same as a plot](performance.svg)", ""])
+    return "\n".join([*lines, "", "![the same as a plot](performance.svg)", "", (DOCS / SERVICE).read_text()])
 
 
 def main() -> None:
