@@ -6,6 +6,7 @@ It holds no secret, no network and no right; it has one task, one socket and no 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -44,10 +45,11 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    packets.send(control, {"event": "ready"})
-    if _prepare(control, program, later):
-        while serve(control, program):
-            pass
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the supervisor may go at any time
+        packets.send(control, {"event": "ready"})
+        if _prepare(control, program, later):
+            while serve(control, program):
+                pass
 
 
 def _prepare(control: socket.socket, program: child.Program, later: tuple[str, ...]) -> bool:
