@@ -102,7 +102,8 @@ class Relay:
 
     def close(self) -> None:
         """It ends with its supervisor, and did not before: a relay that breaks closes every connection, too."""
-        self.control.shutdown(socket.SHUT_WR)
+        if self.control.fileno() >= 0:
+            self.control.shutdown(socket.SHUT_WR)
         _, status = os.waitpid(self.pid, 0)
         for one in (self.control, *self.listeners):
             one.close()
@@ -176,6 +177,15 @@ def test_what_is_not_zmtp_never_reaches_the_kernel(relay: Relay, said: bytes) ->
         assert to_the_end(inside) == b""
     event = relay.event()
     assert event["event"] == "refused"
+
+
+def test_a_supervisor_that_goes_without_hearing_everything_is_no_fault_of_the_relays(relay: Relay) -> None:
+    """What it would have been told lies unread; the relay's end says whether that was a fault, see Relay.close."""
+    relay.open()
+    with relay.client("shell") as one:
+        one.sendall(b"this is no greeting" * 10)
+        assert select.select([relay.control], [], [], 10)[0]
+    relay.control.close()
 
 
 def test_a_handshake_that_never_ends_is_ended(relay: Relay) -> None:

@@ -175,7 +175,10 @@ class Broker:
     # ---- the supervisor --------------------------------------------------------------------------------------------
 
     def obey(self, _: int = 0) -> None:
-        order, descriptors = packets.receive(self.control)
+        try:
+            order, descriptors = packets.receive(self.control)
+        except ConnectionResetError:  # it has gone, and had not heard all that we said
+            os._exit(0)
         if order is None:
             os._exit(0)
         verb, name = order["verb"], str(order.get("kernel"))
@@ -224,6 +227,8 @@ class Broker:
             socket.send_fds(self.control, [_encoded(message)], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
+        except BrokenPipeError:  # it has gone
+            os._exit(0)
         return True
 
     def tell_of(self, kernel: Kernel, cell: str) -> None:
