@@ -72,16 +72,8 @@ class Loop:
 
         They are what a zygote's child was that died before its first word, and orphans, whom a subreaper adopts.
         """
-        self._strangers = may
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._strangers, self._deaths = may, True
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-
-        def died() -> None:
-            os.read(wake_read, 4096)
-            self._deaths = True
-
-        self.listen(wake_read, died)
 
     def _reap(self) -> None:
         """One whom somebody waits for hides the others until it is reaped, and that is the end of another child."""
@@ -98,7 +90,17 @@ class Loop:
             os.waitid(os.P_PID, found.si_pid, os.WEXITED)
 
     def run(self) -> None:
-        """For ever. What is called may raise SystemExit."""
+        """For ever. What is called may raise SystemExit, and so may a handler of a signal.
+
+        Python runs no handler in a system call that waits: a signal that came just before it is noticed by the pipe.
+        """
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+
+        def signalled() -> None:
+            self._deaths = signal.SIGCHLD in os.read(wake_read, 4096) or self._deaths
+
+        self.listen(wake_read, signalled)
         while True:
             wait = min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST) if self._timers else None
             for key, _ in self._selector.select(wait):
