@@ -13,6 +13,15 @@ from isolated_python.layers import cgroup
 from isolated_python.layers.cgroup import v2
 
 
+def run(loop: Loop, mover: Mover) -> None:
+    """Until somebody has heard enough."""
+    try:
+        loop.run()
+    except SystemExit:
+        mover.close()
+    os.wait()
+
+
 def test_a_group_that_could_not_be_made_once_is_made_for_the_next_who_asks(tmp_path: Path) -> None:
     """Too many groups, or a mover that was killed: one start is refused, and not every start from then on."""
     (tmp_path / "cgroup.procs").touch()
@@ -35,11 +44,7 @@ def test_a_group_that_could_not_be_made_once_is_made_for_the_next_who_asks(tmp_p
     cradle = Cradle(mover, make, os.getpid())
     cradle.go_on()
     cradle.ask(want)
-    try:
-        loop.run()
-    except SystemExit:
-        mover.close()
-    os.wait()
+    run(loop, mover)
 
     assert [type(found) for found in heard] == [v2.Group]
     assert (tmp_path / "cgroup.procs").read_text() == str(os.getpid())
@@ -70,11 +75,7 @@ def test_nobody_is_born_where_the_zygote_has_grown(tmp_path: Path) -> None:
     cradle = Cradle(mover, make, os.getpid())
     cradle.go_on()
     cradle.ask(it_stands_there)
-    try:
-        loop.run()
-    except SystemExit:
-        mover.close()
-    os.wait()
+    run(loop, mover)
 
     assert heard == made
     assert (tmp_path / "kernel-2" / "cgroup.procs").read_text() == str(os.getpid())

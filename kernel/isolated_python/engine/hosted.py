@@ -29,7 +29,6 @@ from isolated_python import __version__
 from isolated_python.audit.log import Log
 from isolated_python.engine import ROOT, interpreters, places, zygotes
 from isolated_python.engine.identities import OfOnePerson
-from isolated_python.engine.sandbox import Sandbox
 from isolated_python.engine.supervisor import Reply, Request, Supervisor, received, word
 from isolated_python.engine.words import Words
 from isolated_python.errors import IsolatedPythonError, ProfileError, ProtocolError, RequestError
@@ -384,13 +383,10 @@ class Hosted(Supervisor):
         except OSError:
             raise SystemExit(0) from None
 
-    def _ended(self, sandbox: Sandbox, status: int, reason: str) -> None:
-        if sandbox.watch.idle:
-            self.idle.add(sandbox.name)
-        event = {"event": "ended", "kernel": sandbox.name, "status": status, "reason": reason, "words": sandbox.words}
+    def _tell_server(self, message: dict[str, Any]) -> None:
         for peer in self.peers:  # those of this user to whom the name says nothing pay no heed to it
             if peer.greeted:
-                self._tell(peer, event)
+                self._tell(peer, message)
 
     # ---- zygotes ---------------------------------------------------------------------------------------------------
 

@@ -351,7 +351,7 @@ class Sandbox:
                 self._handover.hire(self._pidfd, [place])
                 if self._uid is not None:
                     self._shared.translations.prepare(self._uid)
-            except OSError as error:
+            except (OSError, IsolatedPythonError) as error:
                 self.fail(f"nobody can be had who would mount its workspace: {error}")
                 return
         self._tell_that_it_stands()
