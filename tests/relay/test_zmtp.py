@@ -124,3 +124,22 @@ def test_a_message_that_is_kept_back_leaves_no_trace_between_its_neighbours(
     out = b"".join(walk.feed(stream[place : place + size]) for place in range(0, len(stream), size))
     assert out == b"".join((b"" if kept_back else message(*one)) + message(b"yes") for kept_back, one in frames)
     assert walk.between
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"a.status", b".status", b".statusx", b"", b"x" * 300 + b".status"]), st.integers(0, 3)
+        ),
+        max_size=8,
+    ),
+    st.integers(1, 900),
+)
+@settings(max_examples=100, deadline=None)
+def test_who_looks_for_one_kind_is_shown_all_of_it_and_nothing_else(said: list[tuple[bytes, int]], size: int) -> None:
+    stream = b"".join(message(topic, *[b".status"] * more) for topic, more in said)
+    seen: list[list[bytes]] = []
+    walk = zmtp.Walk(SHELL, seen.append, only=b".status")
+    walk.feed(GREETING + ready())
+    assert b"".join(walk.feed(stream[place : place + size]) for place in range(0, len(stream), size)) == stream
+    assert seen == [[topic, *[b".status"] * more] for topic, more in said if topic.endswith(b".status")]

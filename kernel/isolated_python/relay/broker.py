@@ -17,14 +17,14 @@ from typing import Any
 from isolated_python.errors import ProtocolError
 from isolated_python.linux import packets
 from isolated_python.relay.confine import confine
-from isolated_python.relay.messages import Cells, asks_for_usage
+from isolated_python.relay.messages import STATUS, Cells, asks_for_usage
 from isolated_python.relay.output import Output, Turns
 from isolated_python.relay.rules import CHANNELS, CLIENT, EDITED, KERNEL, WAITING, WHOLE, Bounds, Granted, Refused
 from isolated_python.relay.zmtp import Edit, Inspect, Walk
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
-CHUNK = 1 << 18  # bytes of one read
+CHUNK = 1 << 16  # bytes of one read; for much more malloc(3) would ask Linux for memory, and give it back, each time
 PIPE = 1 << 20  # bytes of a pipe that large bodies go through
 RETRY = 0.02  # seconds between two tries to reach a kernel that does not listen yet
 FEW = 8  # unused sockets of a sandbox's network, below which more are asked for
@@ -41,8 +41,15 @@ SPLICE_FROM = 1 << 17  # bytes left of a body, from which it is moved without be
 class End:
     """One side of a connection: its socket, the walk along what it says, and what waits to be written to it."""
 
+    __slots__ = (
+        *("link", "side", "socket", "receive", "send", "other", "out", "mask", "watched", "open", "paused", "pipe"),
+        *("piped", "walk", "rated", "window", "spent_bytes", "spent_messages"),
+    )
+
     def __init__(self, link: Link, side: str, peer_socket: socket.socket) -> None:
         self.link, self.side, self.socket = link, side, peer_socket
+        self.receive, self.send = peer_socket.recv, peer_socket.send
+        self.other: End | None = None  # the other side, once there is one
         self.out = bytearray()
         self.mask = 0
         self.watched = False
@@ -57,13 +64,10 @@ class End:
             inspect = partial(kernel.ordered, link)
         edit = kernel.edit(channel) if side == KERNEL else None
         whole = WHOLE if edit is None or kernel.granted.display is None else EDITED
-        self.walk = Walk(bounds, inspect, edit, whole)
+        self.rated = (channel, side) == ("iopub", KERNEL)
+        self.walk = Walk(bounds, inspect, edit, whole, STATUS if self.rated else b"")
         self.spent_bytes = self.spent_messages = 0
         self.window = 0.0
-
-    @property
-    def other(self) -> End | None:
-        return self.link.client if self.side == KERNEL else self.link.kernel_end
 
 
 class Link:
@@ -391,7 +395,8 @@ class Broker:
         if failure == errno.EINPROGRESS and _settled(inside):
             failure = inside.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure in (0, errno.EINPROGRESS):
-            link.kernel_end = End(link, KERNEL, inside)
+            link.kernel_end = link.client.other = End(link, KERNEL, inside)
+            link.kernel_end.other = link.client
             self._serve(link.kernel_end)
             self._serve(link.client)
         elif failure in (errno.ECONNREFUSED, errno.EAGAIN) and kernel.target["kind"] == "inet":
@@ -403,7 +408,7 @@ class Broker:
 
     def _serve(self, end: End) -> None:
         end.watched = True
-        self._watch(end.socket, end.mask, lambda events: self.happened(end, events))
+        self._watch(end.socket, end.mask, partial(self.happened, end))
         self.adjust(end)
 
     def _still_shaking(self, link: Link) -> None:
@@ -428,20 +433,21 @@ class Broker:
     def read(self, end: End) -> None:
         other = end.other
         assert other is not None
-        if end.walk.passing >= SPLICE_FROM and not other.out and other.open and not end.walk.dropping:
+        walk = end.walk
+        if walk.passing >= SPLICE_FROM and not other.out and other.open and not walk.dropping:
             if self.splice(end, other):
                 return
         try:
-            data = end.socket.recv(CHUNK)
+            data = end.receive(CHUNK)
         except BlockingIOError:
             return
         if not data:
             self.gone(end)
             return
-        through = end.walk.feed(data)
+        through = walk.feed(data)
         if through:
             self.write(other, through)
-        if end.link.channel == "iopub" and end.side == KERNEL:
+        if end.rated:
             self.spend(end, len(data))
 
     def splice(self, end: End, other: End) -> bool:
@@ -460,7 +466,7 @@ class Broker:
                 return True
             end.walk.skip(moved)
             end.piped = moved
-            if end.link.channel == "iopub" and end.side == KERNEL:
+            if end.rated:
                 self.spend(end, moved)
         self.drain(end, other)
         return True
@@ -613,7 +619,7 @@ class Broker:
 def _taken(end: End, data: bytes | memoryview) -> int:
     """How many of these bytes its socket takes: none, too, where Linux is short of memory for a moment. tcp(7)"""
     try:
-        return end.socket.send(data, socket.MSG_NOSIGNAL)
+        return end.send(data, socket.MSG_NOSIGNAL)
     except BlockingIOError:
         return 0
 

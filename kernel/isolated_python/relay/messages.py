@@ -12,6 +12,7 @@ from typing import Any
 from isolated_python.relay import zmtp
 
 DELIMITER = b"<IDS|MSG>"
+STATUS = b".status"  # what the topic of one ends with; no other message of iopub says which cell runs
 LONGEST_ID = 64  # characters of a message's id that we repeat to others
 # Of a request's header, what is repeated as the parent of a kernel's last word: texts, up to this length each.
 HEADER = ("msg_id", "msg_type", "session", "username", "date", "version", "subshell_id")
@@ -55,9 +56,9 @@ class Cells:
 
     def published(self, frames: list[bytes]) -> bool:
         """A message of the kernel on iopub. True: a cell has ended, and no other is running or waits."""
-        if not frames or not frames[0].endswith(b".status"):
+        if not frames or not frames[0].endswith(STATUS):
             return False
-        self.topic = frames[0][: -len(b".status")][:200]
+        self.topic = frames[0][: -len(STATUS)][:200]
         session = _part(frames, 2).get("session")
         self.session = session[:100] if isinstance(session, str) else ""
         parent, content = _part(frames, 3), _part(frames, 5)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from isolated_python.relay.messages import DELIMITER, Cells, framed, short, signed
+from isolated_python.relay.messages import DELIMITER, STATUS, Cells, framed, short, signed
 from isolated_python.relay.rules import Granted
 from isolated_python.relay.zmtp import Walk
 
@@ -203,7 +203,7 @@ def msg_id(header: dict[str, Any]) -> str:
 
 
 def is_status(frames: list[bytes]) -> bool:
-    return bool(frames) and frames[0].endswith(b".status")
+    return bool(frames) and frames[0].endswith(STATUS)
 
 
 def _holders(kind: str, content: dict[str, Any]) -> Iterator[dict[str, Any]]:
