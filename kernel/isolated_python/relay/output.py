@@ -76,16 +76,14 @@ class Output:
 
     def edit(self, walk: Walk, whole: bool) -> bytes | None:
         """What goes on instead of the message that `walk` has seen; None: itself."""
-        kind = part_of(walk.seen, 2).get("msg_type")
-        kind = kind if isinstance(kind, str) else ""
         if walk.bounds.channel == "iopub":
             if is_status(walk.seen) and whole:
                 return self._status(walk)
-            if self._over(walk, kind, whole):
+            if self._over(walk, whole):
                 return self._drop(walk)
         if self.granted.display is None:
             return None
-        return self._clean(walk.seen, kind, whole)
+        return self._clean(walk.seen, msg_type(walk.seen), whole)
 
     # ---- how much --------------------------------------------------------------------------------------------------
 
@@ -102,7 +100,7 @@ class Output:
             return self._say(walk.seen, lost) + framed(walk.seen)
         return None
 
-    def _over(self, walk: Walk, kind: str, whole: bool) -> bool:
+    def _over(self, walk: Walk, whole: bool) -> bool:
         """Count the message. Of a message that is not whole, what is still to come counts for those after it."""
         self.messages += 1
         most = self.granted
@@ -110,9 +108,11 @@ class Output:
         over = (most.output is not None and used > most.output) or (
             most.messages is not None and self.messages > most.messages
         )
-        if over and whole and kind in ONCE and kind not in self.once:
-            self.once.add(kind)
-            return False
+        if over and whole:
+            kind = msg_type(walk.seen)
+            if kind in ONCE and kind not in self.once:
+                self.once.add(kind)
+                return False
         return over
 
     def _drop(self, walk: Walk) -> bytes:
@@ -194,6 +194,12 @@ def part_of(frames: list[bytes], place: int) -> dict[str, Any]:
     except (ValueError, IndexError, RecursionError):
         return {}
     return part if isinstance(part, dict) else {}
+
+
+def msg_type(frames: list[bytes]) -> str:
+    """Empty where it has none that is a text."""
+    found = part_of(frames, 2).get("msg_type")
+    return found if isinstance(found, str) else ""
 
 
 def msg_id(header: dict[str, Any]) -> str:
