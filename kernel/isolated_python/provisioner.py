@@ -214,6 +214,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
             given.append(archive)
         ports = [secrets.randbelow(20_000) + 20_000]
         ports = [ports[0] + number for number in range(5)]
+        # Known before it is asked for: a kernel may have ended before this thread goes on.
+        kernel = self._client.kernels[self._name] = client.Kernel(self._name)
         asked = self._client.ask(
             "start",
             given,
@@ -237,9 +239,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         # A supervisor that has only been started finds the request when it can serve; where it cannot, this is why.
         await self._greet(self._client)
         answer = await asyncio.wrap_future(asked)
-        self.pid = answer["pid"]
-        self._kernel = client.Kernel(self._name)
-        self._client.kernels[self._name] = self._kernel
+        self.pid, self._kernel = answer["pid"], kernel
         for note in answer["notes"]:
             self.log.warning("Isolated Python: weakened, as the profile %s allows: %s", profile.name, note)
         return self.connection_info
@@ -388,6 +388,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
         """Nothing of this kernel stays. Also after a failed start, for which jupyter_client calls no cleanup."""
         if self._client is not None and self._name:
             self._client.prefixes.pop(self._name, None)
+            if self._kernel is None:
+                self._client.kernels.pop(self._name, None)
             try:
                 await asyncio.wrap_future(self._client.ask("forget", kernel=self._name))
             except IsolatedPythonError:

@@ -16,6 +16,7 @@ With "pool": true in a start, the kernel is one that stood before it was asked f
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import io
@@ -87,6 +88,31 @@ def begin(ask: dict[str, Any]) -> dict[str, Any]:
 def begun(ask: dict[str, Any]) -> dict[str, Any]:
     """How the start that began last has ended."""
     return {"error": beginning.pop().result(30)}
+
+
+@deed
+def busy(ask: dict[str, Any]) -> dict[str, Any]:
+    """Start a kernel that dies, in a loop that does something else from the request until the kernel has ended."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    async def both() -> bool:
+        manager = AsyncKernelManager(kernel_name="isolated-python")
+        manager.kernel_spec.metadata = {
+            "kernel_provisioner": {"provisioner_name": "isolated-python", "config": {"overrides": ask["overrides"]}}
+        }
+        start = asyncio.create_task(manager.start_kernel(cwd=ask["cwd"], **ask["arguments"]))
+        while not sandboxes():
+            assert not start.done(), start
+            await asyncio.sleep(0)
+        while sandboxes():
+            pass
+        await start
+        return await manager.is_alive()
+
+    first = KernelManager(kernel_name="isolated-python")  # so that there is a supervisor, and it knows of no other
+    first.start_kernel(cwd=ask["cwd"])
+    first.shutdown_kernel(now=True)
+    return {"alive": asyncio.run(both())}
 
 
 def refusal(ask: dict[str, Any]) -> str:

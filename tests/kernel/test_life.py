@@ -94,6 +94,11 @@ def test_a_crash_is_told_in_the_cell(server: Server) -> None:
     assert "SIGSEGV" in answer["text"]
 
 
+def test_a_kernel_that_ends_before_its_server_looks_has_ended(root_server: Server) -> None:
+    wrong = {"extra_arguments": ["--IPKernelApp.kernel_class=no.such.Kernel"]}
+    assert root_server.ask("busy", **root_server.wanted(arguments=wrong)) == {"alive": False}
+
+
 def test_a_kernel_that_dies_as_it_starts_says_why_in_the_log(server: Server) -> None:
     """jupyter_client only says that it died; what the kernel wrote about it is not lost."""
     wrong = {"extra_arguments": ["--IPKernelApp.kernel_class=no.such.Kernel"]}
