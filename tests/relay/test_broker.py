@@ -100,6 +100,17 @@ class Relay:
             assert exactly(one, len(GREETING + ready(other))) == GREETING + ready(other)
         return client, kernel
 
+    def restart(self, **channels: object) -> None:
+        """Another kernel takes the place of the one before: new listeners at the old names, and a new door."""
+        self.tell("detach")
+        for channel in CHANNELS:
+            (self.folder / "kernels" / f"k-{channel}").unlink()
+            (self.folder / f"k-{channel}").unlink()
+        for one in self.listeners:
+            one.close()
+        self.listeners.clear()
+        self.open(**channels)
+
     def close(self) -> None:
         """It ends with its supervisor, and did not before: a relay that breaks closes every connection, too."""
         if self.control.fileno() >= 0:
@@ -285,7 +296,7 @@ def test_what_a_dead_kernel_said_comes_before_what_is_said_of_it(relay: Relay) -
         relay.tell("insert", ename="KernelDied", evalue="of something", traceback=["of something"])
         heard = exactly(client, len(said))
         assert relay.event()["event"] == "inserted"
-        relay.tell("detach")
+        relay.tell("close")
         heard += to_the_end(client)
     *theirs, died, idle = messages(heard)
     assert theirs == messages(said)
@@ -318,6 +329,91 @@ def test_a_message_that_is_torn_by_a_death_is_not_completed_by_us(relay: Relay) 
         kernel.close()
         relay.tell("insert", ename="KernelDied", evalue="of something", traceback=[])
         assert to_the_end(client) == begun
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_client_does_not_notice_that_another_kernel_takes_the_place(relay: Relay, dead: bool) -> None:
+    """It is introduced to the next one in its own words, what it asks waits until that one stands, and nothing it hears
+    says that there was one before: neither a second greeting nor half a message of the first kernel's."""
+    relay.open()
+    client, kernel = relay.pair("shell")
+    kernel.sendall(message(b"said before") + message(b"x" * 1000)[:500])
+    assert exactly(client, len(message(b"said before"))) == message(b"said before")
+    if dead:
+        kernel.close()
+    relay.restart()
+    client.sendall(message(b"a question"))
+    following, _ = relay.listeners[0].accept()
+    following.settimeout(10)
+    opening = GREETING + ready(b"DEALER")
+    with client, following:
+        assert exactly(following, len(opening)) == opening
+        following.sendall(GREETING[:20])
+        assert not select.select([following], [], [], 0.3)[0], "libzmq takes what comes before its READY for an error"
+        following.sendall(GREETING[20:] + ready(b"ROUTER") + message(b"an answer"))
+        assert exactly(following, len(message(b"a question"))) == message(b"a question")
+        assert exactly(client, len(message(b"an answer"))) == message(b"an answer")
+    kernel.close()
+
+
+def test_the_next_kernel_knows_what_a_client_wants_to_hear(relay: Relay) -> None:
+    relay.open()
+    client, kernel = relay.pair("iopub")
+    wishes = command(b"SUBSCRIBE", b"a") + command(b"SUBSCRIBE", b"b") + command(b"CANCEL", b"a")
+    client.sendall(wishes + command(b"PING", b"\0\0"))
+    exactly(kernel, len(wishes + command(b"PING", b"\0\0")))
+    kernel.close()
+    relay.restart()
+    following, _ = relay.listeners[CHANNELS.index("iopub")].accept()
+    following.settimeout(10)
+    with client, following:
+        exactly(following, len(GREETING + ready(b"SUB")))
+        following.sendall(GREETING + ready(b"PUB"))
+        assert exactly(following, len(wishes)) == wishes
+        client.close()
+        assert to_the_end(following) == b"", "a wish was said twice"
+
+
+def command(name: bytes, body: bytes) -> bytes:
+    body = bytes((len(name),)) + name + body
+    return bytes((zmtp.COMMAND, len(body))) + body
+
+
+def test_a_client_has_to_come_again_where_the_next_kernel_is_of_another_kind(relay: Relay) -> None:
+    relay.open()
+    client, kernel = relay.pair("shell")
+    kernel.close()
+    relay.restart()
+    following, _ = relay.listeners[0].accept()
+    following.settimeout(10)
+    with client, following:
+        exactly(following, len(GREETING + ready(b"DEALER")))
+        following.sendall(GREETING[:11] + b"\0" + GREETING[12:] + ready(b"ROUTER"))
+        assert to_the_end(client) == b""
+    assert relay.event()["rule"] == "another opening than that of the kernel before (kernel)"
+
+
+def test_a_client_has_to_come_again_where_other_rules_hold_or_its_wishes_are_too_many(relay: Relay) -> None:
+    relay.open()
+    few, kernel = relay.pair("iopub")
+    relay.restart(message=1 << 20)
+    with few, kernel:
+        assert to_the_end(few) == b""
+    many, kernel = relay.pair("iopub")
+    for _ in range(100):
+        many.sendall(command(b"SUBSCRIBE", b"x" * 100))
+    exactly(kernel, 100 * len(command(b"SUBSCRIBE", b"x" * 100)))
+    relay.restart(message=1 << 20)
+    with many, kernel:
+        assert to_the_end(many) == b""
+
+
+def test_a_kernel_that_lives_and_closes_a_connection_is_connected_to_anew(relay: Relay) -> None:
+    relay.open()
+    client, kernel = relay.pair("shell")
+    kernel.close()
+    with client:
+        assert to_the_end(client) == b""
 
 
 def test_without_a_running_cell_the_next_one_is_told(relay: Relay) -> None:

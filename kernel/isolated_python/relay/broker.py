@@ -32,6 +32,7 @@ FAREWELL = 0.8  # seconds that clients have to take what a dead kernel has said 
 EACH = 0.1  # seconds between two records of activity
 SQUEEZE = 10.0  # seconds that a message of ours waits for a gap between two of the kernel's
 AGAIN = 0.01  # seconds between two looks for one
+LINGER = 2.0  # seconds that a kernel which has closed a connection may be taken for one that has ended
 GRACE = 5.0  # seconds that an interrupted cell has to end
 NOTICES = 3  # that are kept for the next cell
 CURIOUS = 16  # requests of what a kernel uses that wait for the supervisor's answer
@@ -46,7 +47,7 @@ class End:
         *("piped", "walk", "rated", "window", "spent_bytes", "spent_messages"),
     )
 
-    def __init__(self, link: Link, side: str, peer_socket: socket.socket) -> None:
+    def __init__(self, link: Link, side: str, peer_socket: socket.socket, known: bytes = b"") -> None:
         self.link, self.side, self.socket = link, side, peer_socket
         self.receive, self.send = peer_socket.recv, peer_socket.send
         self.other: End | None = None  # the other side, once there is one
@@ -54,7 +55,7 @@ class End:
         self.mask = 0
         self.watched = False
         self.open = True
-        self.paused = False  # over its rate
+        self.paused = False  # over its rate; or the kernel that it is to talk to has not opened its connection
         self.pipe: tuple[int, int] | None = None
         self.piped = 0  # bytes from here that lie in the pipe, on their way to the other side
         kernel, channel = link.kernel, link.channel
@@ -65,7 +66,7 @@ class End:
         edit = kernel.edit(channel) if side == KERNEL else None
         whole = WHOLE if edit is None or kernel.granted.display is None else EDITED
         self.rated = (channel, side) == ("iopub", KERNEL)
-        self.walk = Walk(bounds, inspect, edit, whole, STATUS if self.rated else b"")
+        self.walk = Walk(bounds, inspect, edit, whole, STATUS if self.rated else b"", known)
         self.spent_bytes = self.spent_messages = 0
         self.window = 0.0
 
@@ -76,17 +77,29 @@ class Link:
     def __init__(self, kernel: Kernel, channel: str, client: socket.socket) -> None:
         self.kernel, self.channel = kernel, channel
         self.client = End(self, CLIENT, client)
-        self.kernel_end: End | None = None
+        self.kernel_end: End | None = None  # closed, between one kernel and the next
         self.began = time.monotonic()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the client need not notice that another kernel takes the place of this one.
+
+        What it has said to open the connection can be said again, and no message was cut in two. libzmq would take
+        0.1 to 0.2 s to come back.
+        """
+        client, kernel = self.client, self.kernel_end
+        if kernel is None or not (client.open and client.walk.again and kernel.walk.again):
+            return False
+        by_message = self.channel == "iopub" and client.walk.messages  # a subscription, before ZMTP 3.1
+        return not (client.piped or kernel.piped or by_message)
 
 
 class Kernel:
     """The door of one kernel, and all that has come through it."""
 
     def __init__(self, broker: Broker, name: str, order: dict[str, Any], listeners: list[socket.socket]) -> None:
-        self.broker, self.name, self.key = broker, name, str(order["key"])
-        self.channels, self.listeners = order["channels"], listeners
-        self.granted = Granted(**order["granted"])
+        self.broker, self.name = broker, name
+        self.open(order, listeners)
         self.target: dict[str, Any] | None = None
         self.sockets: list[int] = []
         self.links: list[Link] = []
@@ -106,6 +119,10 @@ class Kernel:
             ("iopub", KERNEL): self.published,
             ("stdin", KERNEL): self.prompted,
         }
+
+    def open(self, order: dict[str, Any], listeners: list[socket.socket]) -> None:
+        self.order, self.listeners, self.key = order, listeners, str(order["key"])
+        self.channels, self.granted = order["channels"], Granted(**order["granted"])
 
     def asked(self, frames: list[bytes]) -> None:
         """A client has sent a message on shell."""
@@ -190,11 +207,11 @@ class Broker:
             listeners = [socket.socket(fileno=number) for number in descriptors]
             for listener in listeners:
                 listener.setblocking(False)
-            before = self.kernels.pop(name, None)
-            new = self.kernels[name] = Kernel(self, name, order, listeners)
-            if before is not None:
-                self.shut(before)
-                new.notices = before.notices
+            known = self.kernels.get(name)
+            if known is None:
+                self.kernels[name] = Kernel(self, name, order, listeners)
+            else:
+                self.open_again(known, order, listeners)
             return
         kernel = self.kernels.get(name)
         if kernel is None:
@@ -205,14 +222,16 @@ class Broker:
             kernel.target, kernel.sockets, kernel.wanted = order, descriptors, False
             for channel, listener in zip(CHANNELS, kernel.listeners, strict=True):
                 self._watch(listener, IN, lambda _, c=channel, one=listener: self.accept(kernel, c, one))  # type: ignore[misc]
+            for link in sorted(kernel.links, key=lambda link: link.channel != "iopub"):  # who is told, before who asks
+                self.reach(link)
         elif verb == "sockets":
             kernel.sockets += descriptors
             kernel.wanted = False
         elif verb == "detach":
-            self.detach(kernel)
+            self.detach(kernel, self._cut)
         elif verb == "close":
             del self.kernels[name]
-            self.shut(kernel)
+            self.shut(kernel, self.close)
         else:
             self.say(kernel, verb, order)
 
@@ -241,21 +260,27 @@ class Broker:
         if not self.tell({**about, "kernel": kernel.name}):
             self._later(AGAIN, lambda: self.tell_of(kernel, cell))
 
-    def detach(self, kernel: Kernel) -> None:
+    def open_again(self, kernel: Kernel, order: dict[str, Any], listeners: list[socket.socket]) -> None:
+        """A door at the place of the one before. Who came through that one may stay, where the same rules hold."""
+        same = all(order[name] == kernel.order[name] for name in ("channels", "granted"))
+        self.shut(kernel, self._cut if same else self.close)
+        kernel.open(order, listeners)
+
+    def detach(self, kernel: Kernel, leave: Callable[[Link], None]) -> None:
         """The kernel is gone: nobody is served until there is another. New connections wait in the backlog."""
         if kernel.target is not None:
             kernel.target = None
             for listener in kernel.listeners:
                 self._forget(listener.fileno())
         for link in [*kernel.links]:
-            self.close(link)
+            leave(link)
         for number in kernel.sockets:
             os.close(number)
         kernel.sockets, kernel.cells, kernel.busy, kernel.curious = [], Cells(), False, []
         kernel.turns, kernel.began, kernel.interrupted = Turns(), (0, 0.0), 0
 
-    def shut(self, kernel: Kernel) -> None:
-        self.detach(kernel)
+    def shut(self, kernel: Kernel, leave: Callable[[Link], None]) -> None:
+        self.detach(kernel, leave)
         for listener in kernel.listeners:
             listener.close()
 
@@ -370,8 +395,8 @@ class Broker:
 
     def reach(self, link: Link) -> None:
         """Open the kernel's side of a connection; try again while the kernel does not listen yet."""
-        kernel = link.kernel
-        if kernel.target is None or link not in kernel.links:
+        kernel, before = link.kernel, link.kernel_end
+        if kernel.target is None or link not in kernel.links or (before is not None and before.open):
             return
         number = CHANNELS.index(link.channel)
         if kernel.target["kind"] == "unix":
@@ -395,16 +420,38 @@ class Broker:
         if failure == errno.EINPROGRESS and _settled(inside):
             failure = inside.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure in (0, errno.EINPROGRESS):
-            link.kernel_end = link.client.other = End(link, KERNEL, inside)
-            link.kernel_end.other = link.client
-            self._serve(link.kernel_end)
-            self._serve(link.client)
+            known = b"" if before is None else bytes(before.walk.opening)
+            end = link.kernel_end = link.client.other = End(link, KERNEL, inside, known)
+            end.other = link.client
+            self._serve(end)
+            if before is None:
+                self._serve(link.client)
+            else:
+                self._rejoin(end)
         elif failure in (errno.ECONNREFUSED, errno.EAGAIN) and kernel.target["kind"] == "inet":
             kernel.sockets.append(inside.detach())  # on Linux a refused socket may try again
             self._later(RETRY, lambda: self.reach(link))
         else:
             inside.close()
             self.close(link)
+
+    def _rejoin(self, end: End) -> None:
+        """Say to another kernel what the client has said to open its connection, and nothing more before it answers.
+
+        libzmq takes whatever follows READY for an error as long as it has not sent its own.
+        """
+        client = end.link.client
+        client.paused = True
+
+        def heard(events: int) -> None:
+            self.happened(end, events)
+            if end.open and end.walk.ready:
+                self.handlers[end.socket.fileno()] = partial(self.happened, end)
+                self.write(end, bytes(client.walk.wishes))
+                self._resume(client)
+
+        self.handlers[end.socket.fileno()] = heard
+        self.write(end, bytes(client.walk.opening))
 
     def _serve(self, end: End) -> None:
         end.watched = True
@@ -486,7 +533,11 @@ class Broker:
         if not end.open:
             return
         if not end.out and not (end.other is not None and end.other.piped):  # what is in the pipe comes first
-            data = data[_taken(end, data) :]
+            try:
+                data = data[_taken(end, data) :]
+            except OSError:
+                self.gone(end)
+                return
         if data:
             end.out += data
             self.adjust(end)
@@ -510,7 +561,7 @@ class Broker:
         if not end.open:
             return
         mask = OUT if end.out or (other is not None and other.piped) else 0
-        if other is not None and len(other.out) < WAITING and not end.piped and not end.paused:
+        if other is not None and other.open and len(other.out) < WAITING and not end.piped and not end.paused:
             mask |= IN
         if mask == end.mask and end.watched:
             return
@@ -550,13 +601,28 @@ class Broker:
             self.gone(end)
 
     def gone(self, end: End) -> None:
-        """One side has closed. A dead kernel's clients of iopub stay, to be told why."""
+        """One side has closed. A dead kernel's clients stay, for the next; those of iopub also to be told why."""
         link = end.link
-        if end.side == KERNEL and link.channel == "iopub" and link.client.open and end.walk.ready:
+        if end.side == KERNEL and (link.lasts or (link.channel == "iopub" and link.client.open and end.walk.ready)):
             self._close(end)
             self.adjust(link.client)
+            self._later(LINGER, lambda: self._still_cut(end))
         else:
             self.close(link)
+
+    def _still_cut(self, end: End) -> None:
+        """The kernel that has closed this lives: its client shall connect anew, as it would without us."""
+        if end.link.kernel_end is end and end.link.kernel.target is not None:
+            self.close(end.link)
+
+    def _cut(self, link: Link) -> None:
+        """The kernel has gone. The client waits for the next one, unless it has to notice."""
+        if link.kernel_end is None or not link.lasts:
+            self.close(link)
+            return
+        if link.kernel_end.open:
+            self._close(link.kernel_end)
+        self.adjust(link.client)
 
     def close(self, link: Link) -> None:
         for end in (link.client, link.kernel_end):

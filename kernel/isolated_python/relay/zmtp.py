@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from isolated_python.relay.rules import COMMANDS, HEARTBEAT, LONGEST_COMMAND, SOCKET_TYPES, WHOLE, Bounds, Refused
+from isolated_python.relay.rules import COMMANDS, HEARTBEAT, LONGEST_COMMAND, SOCKET_TYPES, WHOLE, Bounds, KiB, Refused
 
 GREETING = 64
 MORE, LONG, COMMAND = 1, 2, 4
 NULL = b"NULL".ljust(20, b"\0")
+MOST_WISHES = 8 * KiB  # that are kept, and a command more
 
 Inspect = Callable[[list[bytes]], bool | None]
 Edit = Callable[["Walk", bool], "bytes | None"]
@@ -30,6 +31,7 @@ class Walk:
     __slots__ = (
         *("bounds", "inspect", "edit", "whole", "only", "greeted", "ready", "held", "scanned", "passing", "torn"),
         *("dropping", "frames", "size", "seen", "messages", "bytes", "_more", "_most", "_edits"),
+        *("known", "opening", "wishes"),
     )
 
     def __init__(
@@ -39,12 +41,18 @@ class Walk:
         edit: Edit | None = None,
         whole: int = WHOLE,
         only: bytes = b"",
+        known: bytes = b"",
     ) -> None:
         """`whole`: bytes of a message that is held until all of it is there.
 
         `only`: what the first frame of a message ends with, where no other is of interest to `inspect`.
+        `known`: the greeting and READY that the other side has heard from the kernel before this one. These must be
+        the same, and do not go on.
         """
         self.bounds, self.inspect, self.edit, self.whole, self.only = bounds, inspect, edit, whole, only
+        self.known = known
+        self.opening = bytearray()  # the greeting and READY
+        self.wishes = bytearray()  # the commands after it that hold as long as the connection does
         self.greeted = 0  # bytes of the greeting that have passed
         self.ready = False
         self.held = bytearray()  # of the current message, not let through yet
@@ -65,6 +73,11 @@ class Walk:
         """Whether the stream stands between two messages, so that another could be put in."""
         return self.ready and (not self.torn or self.dropping)
 
+    @property
+    def again(self) -> bool:
+        """Whether all that this side has said can be said again to another, who then knows what the first one knew."""
+        return self.ready and not self.torn and len(self.wishes) <= MOST_WISHES
+
     def feed(self, data: bytes) -> bytes:
         """Take what a peer said; returns what may go on. Raises Refused; then nothing of it may."""
         if self.ready and not self.passing and not self.held:  # as nearly always: nothing has to be put together
@@ -73,7 +86,8 @@ class Walk:
         if self.greeted < GREETING:
             part, data = data[: GREETING - self.greeted], data[GREETING - self.greeted :]
             self._greet(part)
-            out.append(part)
+            if not self.known:
+                out.append(part)
         if self.passing and data:
             part, data = data[: self.passing], data[self.passing :]
             if not self.dropping:
@@ -103,6 +117,7 @@ class Walk:
             if place >= 33 and byte:
                 raise Refused("greeting")
         self.greeted += len(part)
+        self.opening += part
 
     def _scan(self, data: bytes | bytearray) -> bytes:
         """Read the frames in `data`, which is what is held, or has just come and nothing is held.
@@ -128,7 +143,7 @@ class Walk:
                     break
                 stop = body + int.from_bytes(data[place + 1 : body], "big")
                 if flags & COMMAND:
-                    if not self._command(data, body, stop, alone=not (flags & MORE or frames)):
+                    if not self._command(data, place, body, stop, alone=not (flags & MORE or frames)):
                         break
                     most = self._most if self.ready else -1
                     place = through = stop
@@ -211,13 +226,16 @@ class Walk:
             self.held += data[through:]
         return on
 
-    def _command(self, data: bytes | bytearray, start: int, stop: int, *, alone: bool) -> bool:
-        """What stands there is a command. False: not all of it has come. `alone`: it is no part of a message."""
-        if not alone or stop - start > LONGEST_COMMAND:
+    def _command(self, data: bytes | bytearray, start: int, middle: int, stop: int, *, alone: bool) -> bool:
+        """What stands there is a command, its body in the middle. False: not all of it has come.
+
+        `alone`: it is no part of a message.
+        """
+        if not alone or stop - middle > LONGEST_COMMAND:
             raise Refused("command")
         if len(data) < stop:
             return False
-        body = bytes(data[start:stop])
+        body = bytes(data[middle:stop])
         name = body[1 : 1 + body[0]] if body else b""
         if name not in COMMANDS or len(body) > COMMANDS[name] + 16:
             raise Refused("command")
@@ -228,6 +246,14 @@ class Walk:
             if kind not in SOCKET_TYPES[self.bounds.channel, self.bounds.side]:
                 raise Refused("socket type")
             self.ready = True
+            self.opening += data[start:stop]
+        elif name in (b"SUBSCRIBE", b"CANCEL") and len(self.wishes) <= MOST_WISHES:
+            self.wishes += data[start:stop]
+        if self.known:
+            if self.opening != self.known:
+                raise Refused("another opening than that of the kernel before")
+            self._edits.append((start, stop, b""))
+            self.known = b""
         return True
 
 
