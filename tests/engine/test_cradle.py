@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from isolated_python.engine.cradle import Cradle
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.mover import Mover
@@ -79,3 +82,47 @@ def test_nobody_is_born_where_the_zygote_has_grown(tmp_path: Path) -> None:
 
     assert heard == made
     assert (tmp_path / "kernel-2" / "cgroup.procs").read_text() == str(os.getpid())
+
+
+def test_a_pid_that_waits_to_be_moved_is_given_to_nobody_else(tmp_path: Path) -> None:
+    """A zygote ends while the mover has still to write its pid into a group: whoever got that pid would be moved."""
+    (tmp_path / "cgroup.procs").touch()
+    loop = Loop()
+    mover = Mover(loop)
+    (helper,) = psutil.Process().children()
+    zygote = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    cradle = Cradle(mover, lambda: v2.Group(str(tmp_path), "kernel"), zygote.pid)
+    heard = []
+
+    def is_ours() -> bool:
+        """Whether the pid is that of a child of ours, if only of one that has ended."""
+        try:
+            os.waitid(os.P_PID, zygote.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
+
+    def ended(reap: Callable[[], None]) -> None:
+        cradle.end(reap)
+        heard.append(is_ours())
+        cradle.go_on()  # what it said last is heard now
+        helper.resume()
+
+    def look() -> None:
+        if is_ours():
+            loop.later(0.01, look)
+        else:
+            raise SystemExit
+
+    helper.suspend()
+    cradle.go_on()
+    loop.at_end_unreaped(zygote.pid, ended)
+    loop.later(0, look)
+    zygote.kill()
+    run(loop, mover)
+
+    assert heard == [True]
+    assert (tmp_path / "cgroup.procs").read_text() == str(zygote.pid)
+    zygote.returncode = -9
+    assert zygote.stdin is not None
+    zygote.stdin.close()

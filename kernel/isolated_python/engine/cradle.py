@@ -29,6 +29,8 @@ class Cradle:
         self._next: Group | HostError | None = None  # in which a child may be born now
         self._waiting: deque[Want] = deque()
         self._deaths: list[Callable[[], None]] = []  # of the group where the zygote is
+        self._moving = False  # the mover has been told the zygote's pid, and has not answered
+        self._forget: Callable[[], None] | None = None  # the zygote's pid; since it has ended
         self._owed = True  # a group: for the first birth, and again for each fork that was asked for
 
     def ask(self, want: Want) -> None:
@@ -45,7 +47,7 @@ class Cradle:
 
         What it says may be a lie, so there is never more than one group ahead.
         """
-        if not self._owed:
+        if not self._owed or self._forget is not None:
             return
         self._owed = False
         try:
@@ -54,6 +56,7 @@ class Cradle:
             self._next = error
             self._serve()
         else:
+            self._moving = True
             self._mover.move(self._zygote, group.entrances(), lambda error: self._arrived(group, error))
 
     def renew(self) -> None:
@@ -64,7 +67,11 @@ class Cradle:
             self.go_on()
 
     def _arrived(self, group: Group, error: str) -> None:
-        if error:  # it may stand in some of the hierarchies; the end of the supervisor removes them all
+        self._moving = False
+        if self._forget is not None:
+            _remove(group)
+            self._forget()
+        elif error:  # it may stand in some of the hierarchies; the end of the supervisor removes them all
             self._next = HostError(f"the zygote cannot be moved into a cgroup: {error}", remedy="try again")
         else:
             self._inside = self._next = group
@@ -83,14 +90,19 @@ class Cradle:
         else:
             do()
 
-    def end(self) -> None:
-        """The zygote has ended."""
+    def end(self, forget: Callable[[], None]) -> None:
+        """The zygote has ended. `forget` lets its pid be used again: called when the mover does not hold it any more,
+        since who has the pid then would be moved in its place.
+        """
+        self._forget = forget
         self._inside, unused = None, self._next
         self._next = None
         self._waiting.clear()
         self._bury()
         if isinstance(unused, Group):
             _remove(unused)
+        if not self._moving:
+            forget()
 
     def _bury(self) -> None:
         deaths, self._deaths = self._deaths, []

@@ -399,8 +399,8 @@ class Hosted(Supervisor):
             os.kill(oldest.pid, signal.SIGKILL)  # a child of ours that nobody has reaped
         return zygotes.start(kind, made.view, uid, self._cradle, Words(self.loop))
 
-    def _zygote_ended(self, zygote: zygotes.Zygote) -> None:
-        super()._zygote_ended(zygote)
+    def _zygote_ended(self, zygote: zygotes.Zygote, reap: Callable[[], None]) -> None:
+        super()._zygote_ended(zygote, reap)
         if zygote.words is not None:
             zygote.words.close()
 

@@ -40,20 +40,34 @@ class Loop:
 
     def at_end(self, pid: int, do: Do) -> int:
         """Call `do` when the child `pid` has ended. Returns its pidfd, which is closed afterwards, and it reaped."""
-        pidfd = os.pidfd_open(pid)
-        self._known.add(pid)
 
-        def ended() -> None:
-            self.ignore(pidfd)
-            self._known.discard(pid)
+        def ended(reap: Do) -> None:
             try:
                 do()
             finally:
-                try:
-                    os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-                except ChildProcessError:
-                    pass
-                os.close(pidfd)
+                reap()
+
+        return self.at_end_unreaped(pid, ended)
+
+    def at_end_unreaped(self, pid: int, do: Callable[[Do], None]) -> int:
+        """As `at_end`, for a child whom others know by its pid: `do` is given what reaps it, to call when they do not.
+
+        Linux gives its pid to nobody else before that.
+        """
+        pidfd = os.pidfd_open(pid)
+        self._known.add(pid)
+
+        def reap() -> None:
+            self._known.discard(pid)
+            try:
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                pass
+            os.close(pidfd)
+
+        def ended() -> None:
+            self.ignore(pidfd)
+            do(reap)
 
         self.listen(pidfd, ended)
         return pidfd
@@ -95,12 +109,21 @@ class Loop:
         Python runs no handler in a system call that waits: a signal that came just before it is noticed by the pipe.
         """
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        before = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
 
         def signalled() -> None:
             self._deaths = signal.SIGCHLD in os.read(wake_read, 4096) or self._deaths
 
         self.listen(wake_read, signalled)
+        try:
+            self._serve()
+        finally:
+            signal.set_wakeup_fd(before)
+            self.ignore(wake_read)
+            os.close(wake_read)
+            os.close(wake_write)
+
+    def _serve(self) -> None:
         while True:
             wait = min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST) if self._timers else None
             for key, _ in self._selector.select(wait):

@@ -371,7 +371,7 @@ class Supervisor:
             zygote = self._start_zygote(kind, made, identities.zygotes if identities else None)
             self.zygotes[kind] = zygote
             self.loop.listen(zygote.control, lambda: self._from_zygote(zygote))
-            self.loop.at_end(zygote.pid, lambda: self._zygote_ended(zygote))
+            self.loop.at_end_unreaped(zygote.pid, lambda reap: self._zygote_ended(zygote, reap))
         return self.zygotes[kind]
 
     def _start_zygote(self, kind: zygotes.Kind, made: Plan, uid: int | None) -> zygotes.Zygote:
@@ -394,12 +394,12 @@ class Supervisor:
             zygote.prepared = True
             zygote.cradle.renew()
 
-    def _zygote_ended(self, zygote: zygotes.Zygote) -> None:
+    def _zygote_ended(self, zygote: zygotes.Zygote, reap: Callable[[], None]) -> None:
         """Kernels outlive their zygote; whoever asks next gets a new one."""
         if self.zygotes.get(zygote.kind) is zygote:
             del self.zygotes[zygote.kind]
         self.log.write("zygote-ended", pid=zygote.pid, ready=zygote.ready)
-        zygote.cradle.end()
+        zygote.cradle.end(reap)
         for sandbox in [*self.sandboxes.values()]:
             if sandbox.state == "asked" and sandbox.zygote is zygote:
                 sandbox.fail(f"its zygote ended before it was born; {zygote.last_words()}")

@@ -1,0 +1,31 @@
+"""The loop takes nothing of the process that it runs in for good."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from isolated_python.engine.loop import Loop
+
+
+def test_a_loop_that_ends_leaves_the_wakeup_descriptor_and_no_other_behind() -> None:
+    """Python keeps one for the whole process: who had it before has it again, and no signal is written elsewhere."""
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    loop = Loop()
+    descriptors = os.listdir("/proc/self/fd")
+
+    def stop() -> None:
+        raise SystemExit
+
+    try:
+        for _ in range(2):  # one that has ended can run again
+            loop.later(0, stop)
+            with pytest.raises(SystemExit):
+                loop.run()
+        assert os.listdir("/proc/self/fd") == descriptors
+    finally:
+        assert signal.set_wakeup_fd(before) == write
+        os.close(read)
+        os.close(write)
