@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.kernel.conftest import Server, cgroups_of, commands, outlive, watched
+from tests.conftest import Ordinary
+from tests.kernel.conftest import Server, cgroups_of, commands, outlive, serve, watched
 
 SOON = 5.0  # seconds
 ONE = {"kernel", "init"}  # victims whose kernel ends, and no other
@@ -139,3 +140,18 @@ def test_a_start_that_ends_before_its_kernel_is_born_leaves_nothing(server: Serv
     server.ask("stop", name="c", now=True)
     soon(lambda: left(where["pid"], where["folder"]), before)
     assert server.text("print(1)", "b") == "1"
+
+
+def test_the_lock_of_host_identities_goes_with_the_last_supervisor(ordinary: Ordinary) -> None:
+    """One that is killed leaves it to the next, which removes it when it ends."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, and these tests are run without")
+    folder = ordinary.home / "identities"
+    with serve(True, ordinary) as server:
+        server.ask("identities", folder=str(folder))
+        server.start("a")
+        os.kill(server.ask("supervisor")["pid"], signal.SIGKILL)
+        server.ask("ended", name="a")
+        server.start("b")
+        assert os.listdir(folder) == ["lock"]
+    assert not folder.exists()

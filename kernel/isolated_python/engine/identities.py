@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -14,11 +15,58 @@ from isolated_python.errors import HostError, IsolatedPythonError
 FIRST, COUNT = 1_879_113_728, 65_536
 SPARE = 2  # the first belong to the zygotes and the relays
 F_OFD_SETLK = 37  # linux 3.15
+F_OFD_SETLKW = 38
 SOON = 0.1  # seconds
 
 
 def identities_file(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """Open the file in which uids are locked, made with its folder if need be. See leave.
+
+    Whoever has it open shares the lock of its first byte, and so nobody removes it. One that somebody was removing
+    as we opened it has lost its name when we get the lock: then another is made.
+    """
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(path), 0o711)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:  # its folder has just been removed
+            continue
+        _lock(file, fcntl.F_RDLCK, 0, 1, F_OFD_SETLKW)
+        if _is_at(file, path):
+            return file
+        os.close(file)
+
+
+def leave(file: int, path: str) -> None:
+    """Close it, and remove it where nobody else has opened it. Who has it from us must have ended.
+
+    A supervisor that was killed leaves it to the next one.
+    """
+    try:
+        _lock(file, fcntl.F_WRLCK, 0, 0, F_OFD_SETLK)  # our own lock is no hindrance, and everybody else's is
+        if _is_at(file, path):
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
+    except OSError:  # somebody is there; or the service's socket lies beside it
+        pass
+    finally:
+        os.close(file)
+
+
+def _is_at(file: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: int, kind: int, start: int, length: int, how: int) -> None:
+    """A lock on some bytes, for as long as this file is open: fcntl(2). Raises OSError where another has one.
+
+    `length`: 0 for all that follow. `how`: whether to wait.
+    """
+    fcntl.fcntl(file, how, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0))
 
 
 class Identities:
@@ -50,7 +98,7 @@ class Identities:
 
     def _lock(self, number: int, kind: int) -> bool:
         try:
-            fcntl.fcntl(self.file, F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, number, 1, 0))
+            _lock(self.file, kind, number, 1, F_OFD_SETLK)
         except OSError:
             return False
         return True

@@ -23,7 +23,7 @@ from typing import Any
 
 from isolated_python.engine import ROOT, places
 from isolated_python.engine.hosted import MINUTE
-from isolated_python.engine.identities import COUNT, FIRST, identities_file
+from isolated_python.engine.identities import COUNT, FIRST, identities_file, leave
 from isolated_python.engine.loop import Loop
 from isolated_python.errors import HostError, IsolatedPythonError, RequestError
 from isolated_python.launcher.spawn import program, spawn
@@ -32,6 +32,7 @@ from isolated_python.linux import packets
 from isolated_python.policy.service import Settings
 
 BACKLOG = 128
+LOCK = f"{places.IDENTITIES}/lock"
 GRACE = 20.0  # seconds that a supervisor has to clear away, before it is killed and we do
 MOST_REFUSED = 64  # connections that are kept a moment, so that they read why
 
@@ -59,7 +60,6 @@ class Service:
         self.starts: dict[int, int] = {}  # uid → memory in which its supervisors note when they started kernels
         self.came: dict[int, deque[float]] = {}  # uid → when its last connections came
         self.refused: deque[socket.socket] = deque()
-        os.makedirs(places.IDENTITIES, mode=0o711, exist_ok=True)
         cgroup.sweep()
         seccomp.cached("relay", self.cache, sys.executable)  # now, and not when the first user waits
 
@@ -128,7 +128,7 @@ class Service:
         channel.setblocking(False)
         command = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.engine.hosted")]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "ISOLATED_PYTHON_RUNTIME_DIR": self.base}
-        identities = identities_file(f"{places.IDENTITIES}/lock")
+        identities = identities_file(LOCK)
         with theirs:
             pid = spawn(command, environment, {3: theirs.fileno()})
         user = self.users[uid] = User(uid, pid, channel, identities)
@@ -175,7 +175,7 @@ class Service:
     def _cleared(self, user: User, *, done: bool) -> None:
         self.leaving.discard(user)
         if done:
-            os.close(user.identities)
+            leave(user.identities, LOCK)
         else:
             sys.stderr.write(f"processes of uid {user.uid} cannot be cleared away; their uids stay taken\n")
 
@@ -188,6 +188,8 @@ class Service:
                 os.waitpid(user.pid, 0)
         cgroup.sweep()
         places.sweep(self.base)
+        for user in self.leaving:
+            leave(user.identities, LOCK)
 
 
 def _swept(pid: int) -> bool:

@@ -23,7 +23,7 @@ from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import Log
 from isolated_python.engine import relays, usage, zygotes
 from isolated_python.engine.cradle import Cradle
-from isolated_python.engine.identities import Identities, identities_file
+from isolated_python.engine.identities import Identities, identities_file, leave
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.mover import Mover
 from isolated_python.engine.pool import Pool
@@ -56,6 +56,7 @@ class Supervisor:
         self.filters: dict[str, seccomp.Filter] = {}
         self.views: dict[str, tuple[view.Hidden, str]] = {"": ((), "")}  # digest → what is hidden, what the guard tells
         self.shared: Shared | None = None  # until hello
+        self.lock = ""  # the path of our own file of identities; empty where we have none, or it is the service's
         self.groups: cgroup.Parent | HostError | None = None  # None: not asked for yet
         self.births = itertools.count(1)
         self.pool = Pool(self.loop, self._make_ahead)
@@ -67,8 +68,8 @@ class Supervisor:
         """The first request, once: where things are. Builds what all kernels share."""
         identities = None
         if host_facts.privileged():
-            os.makedirs(request["identities"], mode=0o711, exist_ok=True)
-            identities = Identities(identities_file(os.path.join(request["identities"], "lock")))
+            self.lock = os.path.join(request["identities"], "lock")
+            identities = Identities(identities_file(self.lock))
         log = Log(request["audit"], mirror=self._mirror)
         self._settle(request["interpreter"], request["folder"], request["cache"], log, identities)
         reply(folder=self.folder)
@@ -472,6 +473,8 @@ class Supervisor:
                 os.rmdir(f"{self.folder}/{name}")
             relays.unlink(f"{self.folder}/{VISITS}")
             os.rmdir(self.folder)
+            if self.shared.identities is not None and self.lock:
+                leave(self.shared.identities.file, self.lock)
 
 
 def received(peer: socket.socket) -> tuple[Request | None, list[int]]:
