@@ -115,6 +115,24 @@ def test_who_is_killed_takes_along_what_hangs_on_it_and_nothing_else(server: Ser
         assert server.text("print(x + 1)", "b") == "42"
 
 
+@pytest.mark.parametrize("stopped", ["zygote", "relay", "init"])
+def test_who_is_stopped_ends_with_its_supervisor_all_the_same(server: Server, stopped: str) -> None:
+    """It cannot notice that its supervisor was killed; and nobody sweeps, since the server is stopped, too."""
+    init = server.start("a", pool=False)["pid"]
+    supervisor = psutil.Process(server.ask("supervisor")["pid"])
+    pids = {**processes(server, init), "init": init}
+    everybody = watched(supervisor.children(recursive=True))
+    for pid in (pids[stopped], server.process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        supervisor.kill()
+        assert not outlive(everybody, SOON)
+    finally:
+        for pid in (pids[stopped], server.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("then", ["given up", "killed"])
 def test_a_start_that_ends_before_its_kernel_is_born_leaves_nothing(server: Server, then: str) -> None:
     """Its zygote has the order, and has not carried it out: the person gives up, or the zygote is killed."""

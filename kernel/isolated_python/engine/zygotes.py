@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from isolated_python.engine.cradle import Cradle
 from isolated_python.engine.words import Words
 from isolated_python.launcher.spawn import program, spawn
 from isolated_python.layers.step import Step
-from isolated_python.linux import caps, namespaces, packets
+from isolated_python.linux import caps, namespaces, packets, prctl
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def start(
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
         caps.drop_all()
+        prctl.set_parent_death_signal(signal.SIGKILL)  # also where it is stopped; what follows changes no credentials
 
     # What is built ahead remembers some of these: they are the same in every kernel.
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/home/user", "USER": "user"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def plan(
     init += [identity.NoFurtherNamespaces(), identity.FewWatchers()]
     if layers.pid != "off":
         init.append(files.MaskProc())
-    init += privileges.plan(profile, core_pattern=host.core_pattern)
+    init += privileges.plan(profile, core_pattern=host.core_pattern, parent_death_signal=signal.SIGKILL)
 
     kernel: list[Step] = landlock.plan(profile, host.landlock_abi) if on("landlock") else []
     filtered = seccomp.plan(profile, filter if on("seccomp") else None)

@@ -89,12 +89,12 @@ class WriteOrExecute(Step):
 
 @dataclass(frozen=True, slots=True)
 class DieWith(Step):
-    """Follow the launcher into death, so that a crash of ours leaves no orphan."""
+    """Follow the supervisor into death. Process 1 notices its end by itself, but not while somebody has stopped it."""
 
     signal: int
 
     def describe(self) -> str:
-        return f"receive signal {self.signal} when the launcher dies"
+        return f"receive signal {self.signal} when the supervisor dies"
 
     def execute(self, descriptors: Descriptors) -> None:
         prctl.set_parent_death_signal(self.signal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 
 from isolated_python.layers import landlock as files
 from isolated_python.linux import caps, landlock, namespaces, prctl, seccomp
@@ -31,6 +32,7 @@ def confine(folder: int, uid: int | None, program: bytes) -> None:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     caps.drop_all()
+    prctl.set_parent_death_signal(signal.SIGKILL)  # a stopped relay does not notice that its supervisor has gone
     prctl.set_dumpable(False)
     prctl.set_no_new_privs()
     for step in files.no_files(_abi()):
