@@ -6,7 +6,7 @@ import os
 import signal
 
 from isolated_python.errors import LaunchError
-from isolated_python.linux import mount, namespaces
+from isolated_python.linux import mount, namespaces, prctl
 from isolated_python.linux.process import Person
 
 SAFE = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
@@ -101,12 +101,16 @@ def detached(
 def _translation(uids: tuple[int, int, int], gids: tuple[int, int, int]) -> int:
     """A user namespace that nobody lives in: all that is wanted of it is its map. mount_setattr(2)"""
     wait_here, wait_there = os.pipe2(os.O_CLOEXEC)
+    ours = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
             namespaces.unshare(namespaces.CLONE_NEWUSER)
-            os.write(wait_there, b"x")
-            signal.pause()
+            # It holds all that we hold: where we are killed, it must not outlive us.
+            prctl.set_parent_death_signal(signal.SIGKILL)
+            if os.getppid() == ours:
+                os.write(wait_there, b"x")
+                signal.pause()
         finally:
             os._exit(1)
     try:
