@@ -23,6 +23,14 @@ ONE_FILE: dict[str, Any] = {
 }
 
 
+COPY: dict[str, Any] = {
+    "stopped_by": "mount",
+    "overrides": {"files": {"workspace": "copy-on-write", "changes": "discard", "size": "16 MiB"}},
+    "facts": {"most": 16 * MiB, "wanted": 24 * MiB},
+    "paths": ("zygote", "exec"),  # no kernel stands ready for a workspace of this kind
+}
+
+
 def test_fill_the_disk(attack: Attack, place: Place, proven: set[tuple[str, str]]) -> None:
     prove(attack, place, proven)
 
@@ -91,6 +99,56 @@ def by_a_database(target: Any) -> str:
             base.execute("insert into t values (zeroblob(1000000))")
     base.close()
     return "written"
+
+
+def written_here(files: int, wanted: int) -> int:
+    """How many bytes could be written to so many files of the workspace, until it was full; they are gone again."""
+    place, size = f"many-{os.getpid()}", 0
+    os.mkdir(place)
+    try:
+        for number in range(files):
+            with open(f"{place}/{number}", "wb", 0) as file:
+                while os.fstat(file.fileno()).st_size < wanted // files:
+                    size += file.write(bytes(MiB))
+    except OSError:
+        pass
+    finally:
+        for name in os.listdir(place):
+            os.unlink(f"{place}/{name}")
+        os.rmdir(place)
+    return size
+
+
+@attack(Taken, **COPY)
+def by_a_large_file_in_a_copy(target: Any) -> int:
+    """Write and write to what becomes of a copy-on-write workspace."""
+    return written_here(1, target.wanted)
+
+
+@attack(Taken, **COPY)
+def by_many_files_in_a_copy(target: Any) -> int:
+    """Write no file that is large, but many."""
+    return written_here(24, target.wanted)
+
+
+@attack(Taken, **COPY)
+def by_having_space_set_aside_in_a_copy(target: Any) -> int:
+    """Write nothing, and have space set aside in many files."""
+    place, size = f"copied-{os.getpid()}", 0
+    try:
+        for number in range(24):
+            with open(f"{place}-{number}", "wb", 0) as file:
+                os.posix_fallocate(file.fileno(), 0, MiB)
+            size += MiB
+    except OSError:
+        pass
+    finally:
+        for number in range(24):
+            try:
+                os.unlink(f"{place}-{number}")
+            except FileNotFoundError:
+                break
+    return size
 
 
 @attack(Loot, stopped_by="seccomp")

@@ -321,10 +321,9 @@ def load_a_program_into_linux(target: Any) -> str:
 
 @attack(Loot, stopped_by="mount", control=ROOT)
 def a_virtual_machine(target: Any) -> str:
-    """Open the devices by which one builds virtual machines, file systems and network cards."""
-    return first(
-        lambda name=name: os.open(name, os.O_RDWR) and name for name in ("/dev/kvm", "/dev/fuse", "/dev/net/tun")
-    )
+    """Open the devices by which one builds virtual machines, file systems, disks and network cards."""
+    names = ("/dev/kvm", "/dev/fuse", "/dev/net/tun", "/dev/loop-control", "/dev/loop0", "/dev/mapper/control")
+    return first(lambda name=name: os.open(name, os.O_RDWR) and name for name in names)
 
 
 @attack(Loot, stopped_by="mount", control=ROOT)

@@ -19,6 +19,7 @@ from tests.kernel.conftest import Server, serve
 from tests.kernel.test_bad_input import refused_without_trace
 
 KEEP = {"files": {"workspace": "copy-on-write", "changes": "keep"}}
+SIZED = {"files": {**KEEP["files"], "size": "64 MiB"}}  # in an image of root's
 MODES = ("read-write", "read-only", "copy-on-write", "none")
 
 CHANGE = r"""
@@ -77,9 +78,12 @@ class Diff:
         return subprocess.CompletedProcess(words, process.returncode, said, complained)
 
 
-def test_changes_are_kept_and_shown_and_nothing_is_touched(keeping: Server, ordinary: Ordinary) -> None:
+@pytest.mark.parametrize("overrides", [KEEP, SIZED], ids=["in the scratch space", "of a size"])
+def test_changes_are_kept_and_shown_and_nothing_is_touched(
+    keeping: Server, ordinary: Ordinary, overrides: dict[str, Any]
+) -> None:
     """What is new, changed and gone; a name cannot speak to the terminal, and a link is not followed."""
-    name = keeping.start(overrides=KEEP)["id"]
+    name = keeping.start(overrides=overrides)["id"]
     keeping.text(CHANGE)
     diff = Diff(keeping, ordinary)
     assert diff(name).returncode == 2, "nothing is there before the end"
@@ -98,10 +102,12 @@ def test_changes_are_kept_and_shown_and_nothing_is_touched(keeping: Server, ordi
     assert (keeping.folder / "folder" / "inner").exists()
 
 
-@pytest.mark.parametrize("end", ["killed", "dead server"])
-def test_changes_are_kept_whatever_ends_the_kernel(life: bool, ordinary: Ordinary, end: str) -> None:
+@pytest.mark.parametrize(("end", "overrides"), [("killed", KEEP), ("killed", SIZED), ("dead server", SIZED)])
+def test_changes_are_kept_whatever_ends_the_kernel(
+    life: bool, ordinary: Ordinary, end: str, overrides: dict[str, Any]
+) -> None:
     with changeable(life, ordinary) as server:
-        name = server.start(overrides=KEEP)["id"]
+        name = server.start(overrides=overrides)["id"]
         server.text("open('made', 'w').write('x')")
         if end == "killed":
             assert server.run("import os; os.kill(os.getpid(), 9)")["status"] in ("dead", "error")

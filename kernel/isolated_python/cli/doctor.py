@@ -62,9 +62,10 @@ def examine(profile: Profile, host: host_facts.Host, *, delegation: bool = False
     for name, loss in (
         ("copy_on_write", "no workspace can be copy-on-write"),
         ("idmap", "files in a workspace cannot keep their owner"),
+        ("image", "what changes in a copy-on-write workspace lies in memory, whatever its size"),
     ):
         cause, remedy = host.lacks(name)
-        if cause:
+        if cause and (name != "image" or host.root):  # no ordinary user has any
             findings.append(Finding(name, WEAK, f"{loss}: {cause}", remedy))
     return findings
 

@@ -88,6 +88,11 @@ def changes_folder() -> str:
     return _state("XDG_STATE_HOME", "~/.local/state", "/var/lib/isolated-python") + "/changes"
 
 
+def images_folder() -> str:
+    """Where the images lie whose files have no name: root's, on a disk."""
+    return "/var/lib/isolated-python/images"
+
+
 def audit_file() -> str:
     """Where all supervisors of a user write what happened."""
     asked = _environment("ISOLATED_PYTHON_AUDIT_DIR")

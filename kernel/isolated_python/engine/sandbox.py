@@ -16,10 +16,11 @@ from typing import Any
 
 from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import LONGEST, Log
-from isolated_python.engine import reasons, relays, usage, workspace
+from isolated_python.engine import places, reasons, relays, usage, workspace
 from isolated_python.engine.changes import Changes
 from isolated_python.engine.handover import Handover
 from isolated_python.engine.identities import Ahead, Identities
+from isolated_python.engine.image import Image
 from isolated_python.engine.loop import Loop
 from isolated_python.engine.quota import Quota
 from isolated_python.engine.refusals import Refusals
@@ -104,6 +105,7 @@ class Sandbox:
         self._targeted = self._sockets_wanted = False
         self._changes: Changes | None = None  # where they are kept
         self._quota: Quota | None = None
+        self._image: Image | None = None  # for what changes in its workspace
         self._cause = ""  # why we ended it ourselves, or why it never stood
         shared.incarnations += 1
 
@@ -153,7 +155,28 @@ class Sandbox:
                 self._descriptors[inside] = relays.listener(path, self._shared.relay_uid).detach()
                 self._paths.append(path)
         self._shared.loop.later(START, self._give_up)
-        self.zygote.cradle.ask(self._fork)
+        if self.plan.image is None:
+            self.zygote.cradle.ask(self._fork)
+        else:
+            uid = self._uid if self._uid is not None else os.getuid()
+            self._image = Image(places.images_folder(), self.plan.image, uid)
+            self._shared.loop.when_done(self._image.format(), self._formatted)
+
+    def _formatted(self, done: bool) -> None:
+        """Its image is a file system: mount it for the sandbox, and have that made."""
+        if self.state != "asked" or self._image is None or self.zygote is None:
+            return
+        try:
+            if not done:
+                raise LaunchError("no file system can be made in an image; the server's log says why")
+            self._descriptors["image"] = self._image.mount()
+            if self._changes is not None:
+                self._changes.lie_in(self._descriptors["image"])
+        except (OSError, IsolatedPythonError) as error:
+            self.fail(str(error))
+        else:
+            self._image.close()
+            self.zygote.cradle.ask(self._fork)
 
     def _fork(self, found: cgroup.Group | HostError) -> bool:
         """The zygote is in our group, or in none: have it fork. False: we need no fork any more."""
@@ -214,14 +237,14 @@ class Sandbox:
             translations=shared.translations, person=shared.person,
         )  # fmt: skip
         if files.workspace != "none":
-            if files.size is not None:
+            if files.size is not None and files.workspace == "read-write":
                 self._quota = Quota(shared.loop, given[0], files.size, self._too_large)
             writable = files.workspace == "read-write"
             self._descriptors["workspace"] = mounted(given.pop(0), writable=writable)
         for number, grant in enumerate(files.mounts):
             self._descriptors[f"mount-{number}"] = mounted(given.pop(0), writable=grant.writable)
         if files.kept:
-            self._changes = Changes(given.pop(0), self.profile.resources.tmp)
+            self._changes = Changes(given.pop(0), files.bound or self.profile.resources.tmp, shared.person)
 
     def _hear(self) -> None:
         """A message of process 1, or of the kernel before its first cell.
@@ -346,7 +369,8 @@ class Sandbox:
             return
         self.state = "waiting"
         if self.profile.files.workspace != "none":
-            place = PlaceWorkspace(self.profile.files.workspace, self.profile.capabilities.native_code)
+            files = self.profile.files
+            place = PlaceWorkspace(files.workspace, self.profile.capabilities.native_code, files.size)
             try:
                 self._handover.hire(self._pidfd, [place])
                 if self._uid is not None:
@@ -377,7 +401,7 @@ class Sandbox:
         """What the kernel program is told."""
         return {
             **{key: self._order[key] for key in ("argv", "arguments", "cwd", "connection", "environment")},
-            "granted": self._order["profile"] | {"weakened": self.plan.notes},
+            "granted": self._order["profile"] | {"weakened": self.plan.notes, "image": self.plan.image is not None},
         }
 
     def target(self) -> None:
@@ -511,6 +535,8 @@ class Sandbox:
             self._changes = None
         if self._quota is not None:
             self._quota.close()
+        if self._image is not None:
+            self._image.close()
         self._close_descriptors()
         for path in self._paths:
             relays.unlink(path)

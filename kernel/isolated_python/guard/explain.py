@@ -62,6 +62,12 @@ REASONS: dict[str, Reason] = {
         "/tmp and the home folder hold {resources.tmp} together, /dev/shm {resources.shm}",
         ("resources.tmp", "resources.shm"),
     ),
+    "changes": Reason("mount", "what this kernel changes in its workspace may have {files.size}", ("files.size",)),
+    "memory": Reason(
+        "mount",
+        "what this kernel changes in its workspace lies in memory, and may have {resources.tmp}",
+        ("resources.tmp",),
+    ),
     "ENETUNREACH": Reason("net", "this kernel has no network", ("network.reach",)),
     "ECONNREFUSED": Reason("net", "this kernel's loopback is its own, and no server of the machine listens there"),
     "family": Reason("seccomp", "sockets in here are streams and datagrams of UNIX, IPv4 and IPv6"),
@@ -164,6 +170,22 @@ def _of_places(seen: Seen) -> str:
     return "outside" if os.stat(above).st_dev == os.stat("/").st_dev else ""  # the root of the view holds nothing else
 
 
+def _of_space(seen: Seen) -> str:
+    """A file that is written to has no name in the error: then it is the place that is full."""
+    files, size = seen.granted["files"], seen.granted["files"]["size"]
+    here = seen.within(OWN[:2]) if seen.path else full(OWN[0])
+    if seen.number != errno.ENOSPC or files["workspace"] != "copy-on-write" or not here:
+        return ""
+    return "changes" if size and (seen.granted.get("image") or size <= seen.granted["resources"]["tmp"]) else "memory"
+
+
+def full(place: str) -> bool:
+    """Whether as good as nothing of it is free: of bytes, or of files. What is left was too little for a last write."""
+    found = os.statvfs(place)
+    left = found.f_bavail * found.f_frsize
+    return left < 2 * MiB or found.f_bavail * 100 < found.f_blocks or not found.f_favail
+
+
 def _of_numbers(seen: Seen) -> str:
     if isinstance(seen.error, MemoryError):
         return "ENOMEM"
@@ -173,7 +195,7 @@ def _of_numbers(seen: Seen) -> str:
     return name if name in REASONS else ""
 
 
-LOOKS = (_of_modules, _of_programs, _of_tasks, _of_capabilities, _of_network, _of_places, _of_numbers)
+LOOKS = (_of_modules, _of_programs, _of_tasks, _of_capabilities, _of_network, _of_places, _of_space, _of_numbers)
 
 
 def kind(error: BaseException, granted: dict[str, Any], lists: dict[str, list[str]]) -> str:

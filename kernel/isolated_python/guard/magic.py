@@ -30,6 +30,8 @@ def overview(granted: dict[str, Any], lists: dict[str, list[str]], failures: lis
         now = used.get(key, "")
         lines.append(f"  {'resources.' + key:24} {explain.amount(key, value):>12}   {now}".rstrip())
     lines.append(f"  {'files.workspace':24} {granted['files']['workspace']:>12}")
+    if granted["files"]["size"]:
+        lines.append(f"  {'files.size':24} {explain.amount('size', granted['files']['size']):>12}   {held(granted)}")
     lines.append(f"  {'network.reach':24} {', '.join(granted['network']['reach']) or 'nothing':>12}")
     for table in ("capabilities", "cells"):
         for key, value in granted[table].items():
@@ -43,6 +45,15 @@ def overview(granted: dict[str, Any], lists: dict[str, list[str]], failures: lis
         since = time.strftime("%H:%M:%S", time.localtime(failure.at))
         lines.append(f"  {since}  {failure.layer:10} {failure.sentence}")
     return "\n".join(lines)
+
+
+def held(granted: dict[str, Any]) -> str:
+    """What of the workspace is in use, where the kernel can see that, and who holds it to its size."""
+    if granted["files"]["workspace"] != "copy-on-write":
+        return "told when it is exceeded, and held by nobody"
+    place = "an image on the disk" if granted["image"] else "memory"
+    found = os.statvfs("/mnt/workspace")
+    return f"{(found.f_blocks - found.f_bfree) * found.f_frsize / explain.MiB:.1f} MiB changed, in {place}"
 
 
 def strength(granted: dict[str, Any], count: int) -> str:

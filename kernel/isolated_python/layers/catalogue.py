@@ -27,6 +27,7 @@ class Plan:
     kernel: list[Step]  # by the kernel itself, after the fork
     check: list[Step]  # by the kernel, when the listener of refused calls is in the supervisor's hands
     notes: list[str] = field(default_factory=list)  # what was weakened, because the profile says "prefer"
+    image: int | None = None  # bytes of an image for what changes in the workspace; None: that lies in memory
 
 
 def plan(
@@ -73,8 +74,10 @@ def plan(
         hidden = (*hidden, *view.private(trees))
         parted = tuple(number for number, tree in enumerate(shown) if view.below(tree, hidden))
     targets = tuple(grant.target for grant in profile.files.mounts)
+    image = _image(profile, host, notes)
 
-    init: list[Step] = [identity.BecomeUser(), *files.plan(profile, shared, parted, workspace_later=workspace_later)]
+    init: list[Step] = [identity.BecomeUser()]
+    init += files.plan(profile, shared, parted, workspace_later=workspace_later, image=image is not None)
     if born & namespaces.CLONE_NEWNET:
         init.append(loopback.RaiseLoopback())
     if born & namespaces.CLONE_NEWUTS:
@@ -90,4 +93,25 @@ def plan(
     filtered = seccomp.plan(profile, filter if on("seccomp") else None)
     kernel += filtered
     check = privileges.SelfCheck(seccomp=bool(filtered), capabilities=layers.capabilities != "off")
-    return Plan(view.plan(trees, targets, hidden, modules, person), born, init, kernel, [check], notes)
+    return Plan(view.plan(trees, targets, hidden, modules, person), born, init, kernel, [check], notes, image)
+
+
+def _image(profile: Profile, host: Host, notes: list[str]) -> int | None:
+    """The size of an image for what changes in the workspace, where the profile asks for one and it can be had."""
+    wanted, asked = profile.files.bound, profile.files.image
+    if wanted is None or asked == "off":
+        return None
+    cause, remedy = host.lacks("image")
+    if not cause:
+        return wanted
+    if asked == "require":
+        raise HostError(
+            "the profile requires that what changes in its workspace lies on the disk, in an image of files.size, and "
+            f"this host has none for us: {cause}",
+            remedy=f'{remedy}, or write image = "prefer" under [files]',
+        )
+    notes.append(
+        f"what changes in the workspace lies in memory, at most {files.in_memory(profile) >> 20} MiB of it, and not in "
+        f"an image on the disk: {cause}"
+    )
+    return None

@@ -13,7 +13,9 @@ from isolated_python.policy.profile import Profile
 
 HOME = "/home/user"
 WORKSPACE = "/mnt/workspace"
-CHANGES = "/tmp/changes"  # of a copy-on-write workspace, while the whole scratch space is seen
+LAYER = "/tmp/layer"  # what a copy-on-write workspace is written to, while the whole scratch space is seen
+CHANGED = "changes"  # the folder in it with what has changed
+CHANGES = f"{LAYER}/{CHANGED}"
 
 # What of /proc speaks of the whole machine, or acts on it. An ordinary user may not open most of it: seen twice.
 MASKED = (
@@ -81,8 +83,7 @@ class MountScratch(Step):
         for name, mode in (("home", 0o700), ("workspace", 0o700), ("tmp", 0o1777)):
             os.mkdir(f"/tmp/{name}")
             os.chmod(f"/tmp/{name}", mode)
-        os.mkdir(CHANGES)
-        os.mkdir("/tmp/work")
+        os.mkdir(LAYER)
         for name, place in (("home", HOME), ("workspace", WORKSPACE)):
             mount.mount(f"/tmp/{name}", place, "", mount.MS_BIND)
         mount.mount(
@@ -99,9 +100,20 @@ class PlaceWorkspace(Step):
 
     mode: str
     run: bool = True
+    size: int | None = None  # bytes that may be in it, or may change in it; None: as many as there is room for
+    image: bool = False  # what changes lies on an image, made and mounted outside
 
     def describe(self) -> str:
-        return f"work in {WORKSPACE}, the notebook's folder, {self.mode}{'' if self.run else ', and run nothing in it'}"
+        nothing = "" if self.run else ", and run nothing in it"
+        return f"work in {WORKSPACE}, the notebook's folder, {self.mode}{nothing}{self._bounded()}"
+
+    def _bounded(self) -> str:
+        if self.mode == "copy-on-write":
+            place = "on the disk, in an image of its own" if self.image else "in memory"
+            return f"; what changes lies {place}, " + (
+                f"and Linux holds it to {self.size >> 20} MiB" if self.size else "and shares the room of /tmp"
+            )
+        return f"; of more than {self.size >> 20} MiB in it the cell is told, and nothing holds it" if self.size else ""
 
     def execute(self, descriptors: Descriptors) -> None:
         tree = descriptors["workspace"]
@@ -109,7 +121,13 @@ class PlaceWorkspace(Step):
             mount.place(tree, WORKSPACE)
             return
         mount.place(tree, "/run/lower")
-        options = f"lowerdir=/run/lower,upperdir={CHANGES},workdir=/tmp/work,userxattr"
+        if self.image:
+            mount.place(descriptors["image"], LAYER)
+        elif self.size is not None:
+            mount.mount("tmpfs", LAYER, "tmpfs", SAFE, f"size={self.size},mode=700,nr_inodes={self.size >> 12}")
+        os.mkdir(CHANGES)
+        os.mkdir(f"{LAYER}/work")
+        options = f"lowerdir=/run/lower,upperdir={CHANGES},workdir={LAYER}/work,userxattr"
         flags = SAFE if self.run else SAFE | mount.MS_NOEXEC
         try:
             mount.mount("overlay", WORKSPACE, "overlay", flags, options)
@@ -178,18 +196,28 @@ class CoverTrees(Step):
             mount.mount("/run/empty", place, "", mount.MS_BIND)
 
 
+def in_memory(profile: Profile) -> int:
+    """How much may change in a copy-on-write workspace whose changes lie in memory.
+
+    Never more than in /tmp. Both together are still less than the memory, of which tmp and shm are at most half.
+    """
+    return min(profile.files.bound or profile.resources.tmp, profile.resources.tmp)
+
+
 def plan(
-    profile: Profile, trees: tuple[str, ...], parted: tuple[int, ...] = (), *, workspace_later: bool = False
-) -> list[Step]:
+    profile: Profile, trees: tuple[str, ...], parted: tuple[int, ...] = (), *, workspace_later: bool = False,
+    image: bool = False,
+) -> list[Step]:  # fmt: skip
     """The mounts of one kernel, in order. `trees`: what the view shares between sandboxes; empty for no overlay.
 
-    `parted`: the numbers of the view's trees of which it hides something.
+    `parted`: the numbers of the view's trees of which it hides something. `image`: there is one for what changes.
     """
     steps: list[Step] = [MountProc()] if profile.layers.pid != "off" else []
     run = profile.capabilities.native_code
     steps.append(MountScratch(profile.resources.tmp, profile.resources.shm, run))
     if profile.files.workspace != "none" and not workspace_later:
-        steps.append(PlaceWorkspace(profile.files.workspace, run))
+        size = profile.files.size if image or profile.files.bound is None else in_memory(profile)
+        steps.append(PlaceWorkspace(profile.files.workspace, run, size, image))
     if profile.files.mounts:
         steps.append(PlaceMounts(tuple(grant.target for grant in profile.files.mounts)))
     steps.append(CloseScratch())

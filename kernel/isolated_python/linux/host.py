@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from isolated_python.linux import cgroups, landlock, mount, namespaces, prctl, seccomp
+from isolated_python.linux import cgroups, landlock, loop, mount, namespaces, prctl, seccomp
 
 CAP_SYS_ADMIN = 21
 EVERYBODY = 4294967295  # ids in the map of the first user namespace
@@ -22,6 +22,7 @@ ALLOW_ALL = bytes.fromhex("060000000000ff7f")  # struct sock_filter: BPF_RET, SE
 # Layers that need more than the probe of their own name.
 NEEDS = {"mount": ("mount", "tmpfs", "pivot_root"), "pid": ("pid", "fresh_proc")}
 
+FORMATS = ("/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4")  # what makes a file system
 STAGE = "/proc"  # the one folder that every host has; only the child sees what is mounted there
 
 
@@ -179,6 +180,9 @@ def probe() -> Host:
     if not abi:
         remedy = 'boot with lsm=landlock,… (linux 5.13), or write landlock = "prefer" under [layers] in the profile'
         missing.append(Lack("landlock", "this kernel has no Landlock, or it is not switched on", remedy))
+    image = _image(root)
+    if image is not None:
+        missing.append(image)
     about = os.uname()
     return Host(
         release=about.release,
@@ -201,6 +205,26 @@ def privileged() -> bool:
     with open("/proc/self/status", encoding="utf-8") as file:
         held = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
     return bool(held >> CAP_SYS_ADMIN & 1)
+
+
+def _image(root: bool) -> Lack | None:
+    """Why no file can be mounted as a disk, if so."""
+    if not root:
+        return Lack(
+            "image", "only root can mount a file as a disk", "use the service of this machine, which root starts"
+        )
+    if formatter() is None:
+        return Lack("image", "mkfs.ext4 is not installed", "apt-get install e2fsprogs")
+    try:
+        os.close(os.open(loop.CONTROL, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        remedy = f"modprobe loop; if this is a container, give it {loop.CONTROL} and loop devices"
+        return Lack("image", f"{loop.CONTROL}: {error.strerror}", remedy)
+    return None
+
+
+def formatter() -> str | None:
+    return next((path for path in FORMATS if os.access(path, os.X_OK)), None)
 
 
 def _landlock() -> int:

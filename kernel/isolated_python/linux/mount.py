@@ -16,6 +16,8 @@ OPEN_TREE_CLONE = 1  # linux 5.2
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 MOVE_MOUNT_F_EMPTY_PATH = 4
+FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1  # linux 5.2
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 
 MOUNT_ATTR_RDONLY = 0x1  # linux 5.12
 MOUNT_ATTR_NOSUID = 0x2
@@ -53,6 +55,19 @@ def clone_tree(descriptor: int, *, recursive: bool = False) -> int:
     """
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     return libc.syscall("open_tree", descriptor, b"", flags)
+
+
+def new(kind: str, source: str, options: tuple[str, ...], attributes: int) -> int:
+    """A file system that is mounted nowhere yet: detached, as from clone_tree. fsopen(2), fsmount(2)"""
+    made = libc.syscall("fsopen", kind.encode(), FSOPEN_CLOEXEC)
+    try:
+        libc.syscall("fsconfig", made, FSCONFIG_SET_STRING, b"source", source.encode(), 0)
+        for option in options:
+            libc.syscall("fsconfig", made, FSCONFIG_SET_FLAG, option.encode(), None, 0)
+        libc.syscall("fsconfig", made, FSCONFIG_CMD_CREATE, None, None, 0)
+        return libc.syscall("fsmount", made, FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(made)
 
 
 def set_attributes(mount_descriptor: int, attributes: int, *, recursive: bool = False, user_namespace: int = 0) -> None:

@@ -40,10 +40,11 @@ def apply(profile: Profile, ceiling: Profile, named: dict[str, frozenset[str]]) 
     if "workspace" in named.get("files", ()) and WORKSPACE_ORDER.index(files.workspace) > WORKSPACE_ORDER.index(limit):
         notes.append(f"files.workspace is {limit} instead of {files.workspace}: the site's ceiling")
         changes = files.changes if limit == "copy-on-write" else "discard"
-        files = replace(files, workspace=limit, changes=changes, size=None)
+        files = replace(files, workspace=limit, changes=changes, size=None, image="prefer")
     size = ceiling.files.size
-    if "size" in named.get("files", ()) and files.workspace == "read-write" and size is not None:
-        if files.size is None or files.size > size:
+    if "size" in named.get("files", ()) and size is not None:
+        # Without a size of its own, what changes in a copy-on-write workspace is held by resources.tmp.
+        if files.size > size if files.size is not None else files.workspace == "read-write":
             notes.append(f"files.size is {size} instead of {files.size or 'unlimited'}: the site's ceiling")
             files = replace(files, size=size)
     if "links" in named.get("files", ()) and files.links and not ceiling.files.links:

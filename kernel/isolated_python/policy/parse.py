@@ -54,6 +54,7 @@ EVERYTHING = "everything"
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
+LEAST_IMAGE = 16 << 20  # bytes: a file system has some for itself
 MOST = 1 << 31  # what Linux counts processes, descriptors and frames with
 
 
@@ -229,7 +230,8 @@ TABLES: dict[str, tuple[type, dict[str, Callable[[str, object], Any]]]] = {
             "folder": folder,
             "links": yes_or_no,
             "mounts": mounts,
-            "size": optional(bounded(units.size, "1 MiB")),
+            "size": optional(bounded(units.size, "1 MiB", "8 TiB")),
+            "image": one_of(*get_args(Strictness)),
         },
     ),
     "modules": (Modules, {"grant": grants, "hidden": yes_or_no, "guard": yes_or_no}),
@@ -333,11 +335,7 @@ def check(profile: Profile) -> None:
             'files.changes = "keep" needs layers.pid = "require": nobody may be alive where changes are read',
             remedy="remove one of them",
         )
-    if profile.files.size is not None and profile.files.workspace != "read-write":
-        raise ProfileError(
-            f"files.size means nothing where files.workspace is {profile.files.workspace}",
-            remedy="remove the key; resources.tmp is the size of a copy-on-write workspace's changes",
-        )
+    _check_size(profile.files)
     asked = profile.capabilities
     for key in ("subprocess", "sockets", "native_code"):
         if not getattr(asked, key) and profile.layers.seccomp == "off":
@@ -347,6 +345,23 @@ def check(profile: Profile) -> None:
     targets = [mount.target for mount in profile.files.mounts]
     if len({*targets}) < len(targets):
         raise ProfileError("two of files.mounts have the same target", remedy="give each its own")
+
+
+def _check_size(files: Files) -> None:
+    if files.size is not None and files.workspace in ("read-only", "none"):
+        raise ProfileError(
+            f"files.size means nothing where files.workspace is {files.workspace}", remedy="remove the key"
+        )
+    if files.bound is not None and files.bound < LEAST_IMAGE:
+        raise ProfileError(
+            f"files.size, {files.bound >> 20} MiB, is less than what can change in a copy-on-write workspace",
+            remedy=f"write at least {LEAST_IMAGE >> 20} MiB",
+        )
+    if files.image == "require" and files.bound is None:
+        raise ProfileError(
+            'files.image = "require" means nothing without a copy-on-write workspace and its files.size',
+            remedy='write workspace = "copy-on-write" and a size, such as "1 GiB"',
+        )
 
 
 def known(table: str, given: Mapping[str, Any], known: Any) -> None:

@@ -34,7 +34,15 @@ class Files:
     folder: str = ""  # the workspace, where it is not the notebook's folder; {user} stands for who started the kernel
     links: bool = True  # make symbolic links where it may write: a server's file browser follows them
     mounts: tuple[Mount, ...] = ()
-    size: int | None = None  # bytes of a read-write workspace: looked at now and then, and told; Linux does not hold it
+    # Bytes: of a read-write workspace, looked at now and then and told, since Linux limits no folder; of what changes
+    # in a copy-on-write one, held by Linux.
+    size: int | None = None
+    image: Strictness = "prefer"  # such changes lie on the disk, in an image of that size; else in memory
+
+    @property
+    def bound(self) -> int | None:
+        """How much may change in a copy-on-write workspace, where the profile says so."""
+        return self.size if self.workspace == "copy-on-write" else None
 
     @property
     def kept(self) -> bool:
