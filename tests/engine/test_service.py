@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from isolated_python.engine import places
+from isolated_python.engine.changes import Changes
 from isolated_python.engine.identities import COUNT, FIRST
 from isolated_python.errors import ProfileError
-from isolated_python.linux import mount, namespaces, packets
+from isolated_python.linux import loop, mount, namespaces, packets
+from isolated_python.linux.process import Person
 from isolated_python.policy import service as policy
 
 from tests.conftest import BIN, Ordinary
@@ -186,9 +192,9 @@ def test_no_client_gets_a_weaker_kernel_than_root_allows(own: Service, alice: Or
         assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
         mounts = {"files": {"workspace": "none", "mounts": [{"source": "/etc", "target": "/data"}]}}
         assert "does not grant the mount" in caller.ask("resolve", named="standard", overrides=mounts)["message"]
-        kept = {"files": {"workspace": "copy-on-write", "changes": "keep"}}
-        assert "does not keep" in caller.ask("resolve", named="standard", overrides=kept)["message"]
-        assert "does not keep" in caller.start("bad", overrides=kept)["message"]
+        kept = {"files": {"workspace": "copy-on-write", "changes": "keep", "image": "off"}}
+        files = caller.ask("resolve", named="standard", overrides=kept)["profile"]["files"]
+        assert (files["image"], files["size"]) == ("require", 512 << 20)  # where a process of root's may look at it
         hers = alice.home / ".jupyter" / "isolated-python" / "profiles"
         hers.mkdir(parents=True)
         (hers / "mine.toml").write_text('[layers]\nseccomp = "off"\n')
@@ -209,6 +215,155 @@ def test_no_client_gets_a_weaker_kernel_than_root_allows(own: Service, alice: Or
 
 def kernel_of(pid: int) -> int:
     return psutil.Process(pid).children()[0].pid
+
+
+# ---- copies of workspaces --------------------------------------------------------------------------------------------
+
+images = pytest.mark.skipif(not os.path.exists(loop.CONTROL), reason="this host has no loop devices")
+KEEP = {"workspace": "copy-on-write", "changes": "keep"}
+
+
+@images
+def test_what_a_kernel_changed_is_kept_for_its_user_alone(shared: Service, alice: Ordinary, bob: Ordinary) -> None:
+    """As their own file, in a folder that is closed to others; and nothing but that is left."""
+    with serve(False, alice, ISOLATED_PYTHON_SERVICE=shared.path) as server:
+        server.cgroup = True
+        server.give("given", "one\n")
+        name = server.start(overrides={"files": KEEP})["id"]
+        server.text("open('given', 'a').write('two'); open('made', 'w').write('x'); import os; os.chmod('made', 0)")
+        server.ask("stop", name="kernel")
+        assert (server.folder / "given").read_text() == "one\n"
+    assert name in command(shared, alice, "diff").stdout
+    lines = command(shared, alice, "diff", name).stdout.splitlines()
+    assert {"~ given (7 bytes)", "    +two", "+ made (1 bytes)"} <= {*lines}
+    archive = next((alice.home / ".local/state/isolated-python/changes").glob("*/changes.tar"))
+    assert (archive.stat().st_uid, archive.stat().st_mode & 0o777) == (alice.uid, 0o600)
+    with person(bob).acting(), pytest.raises(PermissionError):
+        archive.open()
+    assert name not in command(shared, bob, "diff").stdout
+    command(shared, alice, "diff", name, "--discard")
+    shared.clear()
+    assert in_use() == []
+
+
+def in_use() -> list[str]:
+    found = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    return [name for name in found if name.startswith(places.images_folder())]
+
+
+@images
+def test_an_archive_is_a_file_that_its_user_may_write_to(own: Service, alice: Ordinary) -> None:
+    """Whatever else is given for it: a process of root's would write to it."""
+    course = alice.home / "course"
+    course.mkdir()
+    os.chown(course, alice.uid, alice.gid)
+    for path, who in ((alice.home / "hers", alice), (alice.home / "roots", Ordinary(0, 0, Path("/")))):
+        path.touch()
+        os.chown(path, who.uid, who.gid)
+    read, write = os.pipe()
+    with Caller(own.path, alice) as caller, opened(course) as folder:
+        wrong = [
+            os.open(alice.home / "hers", os.O_RDONLY), os.open(alice.home / "roots", os.O_WRONLY),
+            os.open(alice.home / "hers", os.O_PATH), os.open(course, os.O_RDONLY), read, write,
+        ]  # fmt: skip
+        for descriptor in wrong:
+            said = caller.start("bad", [folder, descriptor], overrides={"files": KEEP})
+            assert "not a file of yours" in said.get("message", ""), said
+            os.close(descriptor)
+        assert "has not the descriptors" in caller.start("bad", [folder], overrides={"files": KEEP})["message"]
+        with opened(alice.home / "hers", os.O_WRONLY) as archive:
+            caller.started("good", [folder, archive], overrides={"files": KEEP})
+
+
+@images
+def test_the_images_of_a_user_have_a_quota(alice: Ordinary) -> None:
+    """Of what is in use: it is free again when its kernel has ended."""
+    sized = {"files": {"workspace": "copy-on-write", "size": "40 MiB"}}
+    course = alice.home / "course"
+    course.mkdir()
+    os.chown(course, alice.uid, alice.gid)
+    own = service('[each_user]\ndisk = "64 MiB"\n')
+    with own as shared, Caller(shared.path, alice) as caller, opened(course) as folder:
+
+        def start(name: str, **files: str) -> dict[str, Any]:
+            wanted = {"files": {**sized["files"], **files}}
+            return caller.start(name, [folder], overrides=wanted, sockets=f"0123abc{name}")
+
+        with opened_pidfd(start("a")["pid"]) as pidfd:
+            assert "are above the 64 MiB" in start("b")["message"]
+            assert "pid" in start("c", image="off")
+            caller.ask("forget", kernel="a")
+            assert ended(pidfd, 10)
+        deadline = time.monotonic() + 10
+        while "error" in (said := start("b")):
+            assert time.monotonic() < deadline, said
+
+
+def test_a_socket_that_is_another_kernels_refuses_the_start_alone(shared: Service, alice: Ordinary) -> None:
+    with Caller(shared.path, alice) as caller:
+        pid = caller.started("a")
+        assert "in use" in caller.start("b")["message"]
+        caller.ask("forget", kernel="b")
+        assert os.path.exists(f"{caller.folder}/clients/0123abcd-1")
+        assert psutil.pid_exists(pid)
+    shared.clear()
+
+
+def test_what_lies_in_an_image_is_read_there_and_nowhere_else(alice: Ordinary) -> None:
+    """Whoever holds the image may put links in the place of its folders, and mounts over them."""
+    secret = alice.home / "secret"
+    secret.mkdir(mode=0o700)
+    (secret / "notes").write_text("secret")
+    for number, act in enumerate((linked, covered, honest)):
+        image = alice.home / f"image-{number}"
+        (image / "changes").mkdir(parents=True)
+        (image / "changes" / "made").write_text("x")
+        archive = alice.home / f"archive-{number}"
+        with opened(archive, os.O_WRONLY | os.O_CREAT) as file:
+            os.chown(archive, alice.uid, alice.gid)
+            status = in_a_namespace(
+                lambda file=file, image=image, act=act: saved(file, image, secret, act, person(alice))
+            )
+        names = []
+        if archive.stat().st_size:
+            with tarfile.open(archive) as kept:
+                names = kept.getnames()
+        assert (status, names) == {linked: (1, []), covered: (0, ["made"]), honest: (0, ["made"])}[act]
+
+
+def saved(archive: int, image: Path, secret: Path, act: Callable[[Path, Path], None], who: Person) -> int:
+    mount.make_private()
+    changes = Changes(archive, 1 << 20, who)
+    with opened(image) as folder:
+        tree = mount.clone_tree(folder)
+    changes.lie_in(tree)
+    act(image, secret)
+    return os.waitstatus_to_exitcode(os.waitpid(changes.save(), 0)[1])
+
+
+def linked(image: Path, secret: Path) -> None:
+    shutil.rmtree(image / "changes")
+    (image / "changes").symlink_to(secret)
+
+
+def covered(image: Path, secret: Path) -> None:
+    mount.mount(str(secret), str(image / "changes"), "", mount.MS_BIND)
+
+
+def honest(image: Path, secret: Path) -> None:
+    pass
+
+
+def in_a_namespace(act: Callable[[], int]) -> int:
+    """What `act` returns, in a child with a mount namespace of its own."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            namespaces.unshare(namespaces.CLONE_NEWNS)
+            os._exit(act())
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 # ---- wrong descriptors -----------------------------------------------------------------------------------------------

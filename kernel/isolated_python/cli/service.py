@@ -41,6 +41,7 @@ def service(config: Path | None, socket: str | None, check: bool) -> None:
       servers = 8
       memory = "8 GiB"                             # or "unlimited", as each below
       processes = 2048
+      disk = "8 GiB"                               # images for what changes in copy-on-write workspaces
       cpu = "unlimited"                            # cores
     """
     from isolated_python.engine import ROOT, places

@@ -16,6 +16,7 @@ import signal
 import stat
 from typing import TYPE_CHECKING
 
+from isolated_python.errors import LaunchError
 from isolated_python.layers.files import CHANGED, CHANGES
 from isolated_python.linux import mount, namespaces
 from isolated_python.linux.process import Person
@@ -45,10 +46,14 @@ class Changes:
         self._image = mount.clone_tree(image)
 
     def hold(self, pid: int) -> None:
-        """Keep what process 1 of the sandbox sees, beyond its end. Raises OSError."""
+        """Keep what process 1 of the sandbox sees, beyond its end. Raises OSError, LaunchError."""
+        if self._image >= 0:
+            return
+        if self._person is not None:
+            # Their own zygote may have made those namespaces, with folders of root's where changes are looked for.
+            raise LaunchError("what changes in the workspace of another person's kernel is kept in an image alone")
         for name, kind in (("user", namespaces.CLONE_NEWUSER), ("mnt", namespaces.CLONE_NEWNS)):
-            if self._image < 0:
-                self._spaces.append((os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind))
+            self._spaces.append((os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind))
 
     def save(self) -> int:
         """Fork the helper, now that the kernel has ended; returns its pid. It exits with 0 when all is written."""
@@ -81,7 +86,7 @@ class Changes:
         self._enter()
         file = os.fdopen(to, "wb")
         if os.listdir():
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as archive:
+            with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape") as archive:
                 self._add(archive)
         file.close()
 

@@ -20,7 +20,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ from isolated_python.linux import packets
 from isolated_python.linux.process import Person
 from isolated_python.policy import service as policy
 from isolated_python.policy import sources
+from isolated_python.policy.parse import LEAST_IMAGE
 from isolated_python.policy.profile import Profile, Resources
 
 MINUTE = 60.0
@@ -144,6 +145,14 @@ def check_folder(descriptor: int, what: str) -> None:
         raise RequestError(f"the descriptor of {what} is not an open folder")
 
 
+def check_archive(descriptor: int, uid: int) -> None:
+    """A file of the user's own, which they have opened to write to."""
+    about, flags = os.fstat(descriptor), fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    writable = flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR) and not flags & os.O_PATH
+    if not stat.S_ISREG(about.st_mode) or about.st_uid != uid or not writable:
+        raise RequestError("the descriptor of the archive is not a file of yours that can be written to")
+
+
 # ---- the supervisor --------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +254,7 @@ class Hosted(Supervisor):
         self.starts.note()
         profile = self._resolved(request).profile
         check_trees(wanted["trees"], self.home)
+        self._check_disk(profile)
         self._check_descriptors(wanted["streams"], profile, descriptors)
         if wanted["argv"] is not None:  # executed by a zygote of our own installation, which must see that
             wanted["trees"] = [*wanted["trees"], *interpreters.own_base(), ROOT]
@@ -297,19 +307,38 @@ class Hosted(Supervisor):
         profiles = [*(folder / "profiles" for folder in folders), sources.SHIPPED]
         changes = [("the configuration", overrides)] if overrides else []
         resolved = sources.load(named, changes, folders=profiles, ceilings=folders, otherwise=policy.CEILING)
-        if resolved.profile.files.kept:
-            # To archive them, a process of root's uid walks through a mount namespace that is taken for a sandbox's. A
-            # zygote of the user's own could have made that, with folders of root's in the place of what has changed.
+        if not resolved.profile.files.kept:
+            return resolved
+        cause, remedy = self.host.lacks("image")
+        if cause:
             raise ProfileError(
-                "the service does not keep what a kernel has changed in a copy-on-write workspace",
-                remedy='write changes = "discard"',
+                f"the service keeps what a kernel has changed in an image on the disk, and there is none: {cause}",
+                remedy=f'{remedy}, or write changes = "discard"',
             )
-        return resolved
+        profile = resolved.profile
+        size = profile.files.size or max(profile.resources.tmp, LEAST_IMAGE)
+        return replace(resolved, profile=replace(profile, files=replace(profile.files, size=size, image="require")))
+
+    def _check_disk(self, profile: Profile) -> None:
+        """Raises RequestError where the images of this user would have more room than there is for one."""
+        most, asked = self.settings.each_user.disk, profile.files.bound or 0
+        if most is None or not asked or profile.files.image == "off":
+            return
+        assert self.shared is not None
+        # Also those whose kernel has ended, and that a process of theirs still holds.
+        self.shared.images = [image for image in self.shared.images if image.there]
+        held = sum(image.size for image in self.shared.images)
+        if held + asked > most:
+            raise RequestError(
+                f"what changes in the workspaces of your kernels has {held >> 20} MiB on the disk; {asked >> 20} MiB "
+                f"more are above the {most >> 20} MiB that this machine's service gives each user",
+                remedy="shut some of them down, or ask for a smaller files.size",
+            )
 
     def _check_descriptors(self, streams: dict[str, bool], profile: Profile, descriptors: list[int]) -> None:
         """Those of the streams, the workspace and the mounts, in this order. Raises RequestError, ProfileError."""
         rest, files = [*descriptors], profile.files
-        if len(rest) != sum(streams.values()) + (files.workspace != "none") + len(files.mounts):
+        if len(rest) != sum(streams.values()) + (files.workspace != "none") + len(files.mounts) + files.kept:
             raise RequestError("a request to start has not the descriptors that its profile asks for")
         for _ in range(sum(streams.values())):
             check_stream(rest.pop(0))
@@ -321,6 +350,8 @@ class Hosted(Supervisor):
             # Whoever owns it: it is mounted with the rights that this user has there, less those of a group.
             if os.readlink(f"/proc/self/fd/{folder}") != os.path.realpath(grant.source):
                 raise RequestError(f"the descriptor for {grant.source!r} is of another folder")
+        if files.kept:
+            check_archive(rest.pop(0), self.person.uid)
 
     def _check_workspace(self, folder: int) -> None:
         check_folder(folder, "the workspace")

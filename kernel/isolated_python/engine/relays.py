@@ -140,9 +140,10 @@ class Relay:
         if door is not None:
             _remove(door)
         paths = [f"{self._clients}/{prefix}-{number}" for number in (1, 2, 3, 4, 5)]
-        door = self._doors[name] = Door(key, channels, granted, [], paths)
+        door = self._doors[name] = Door(key, channels, granted, [], [])
         for path in paths:
             door.listeners.append(listener(path, self._client))
+            door.paths.append(path)  # and not before: a path that is another kernel's is not ours to remove
         self._open(name, door)
 
     def _open(self, name: str, door: Door) -> None:

@@ -63,6 +63,7 @@ class Shared:
     translations: workspace.Translations = field(default_factory=workspace.Translations)
     ahead: Ahead | None = field(init=False, default=None)  # as `identities`
     incarnations: int = 0
+    images: list[Image] = field(default_factory=list)  # all that were made, as far as nobody has found them gone
 
     def __post_init__(self) -> None:
         if self.identities is not None:
@@ -160,6 +161,7 @@ class Sandbox:
         else:
             uid = self._uid if self._uid is not None else os.getuid()
             self._image = Image(places.images_folder(), self.plan.image, uid)
+            self._shared.images = [*(image for image in self._shared.images if image.there), self._image]
             self._shared.loop.when_done(self._image.format(), self._formatted)
 
     def _formatted(self, done: bool) -> None:

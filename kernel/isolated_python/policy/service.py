@@ -26,6 +26,7 @@ class EachUser:
     servers: int = 8  # connections at a time
     memory: int | None = 8 * GiB  # bytes: kernels, and the processes that serve them
     processes: int | None = 2048  # tasks, of the same
+    disk: int | None = 8 * GiB  # bytes: images for what changes in copy-on-write workspaces
     cpu: float | None = None  # cores; without, users that want more than there is get equal shares
 
     @property
@@ -70,6 +71,7 @@ EACH_USER: dict[str, Callable[[str, object], Any]] = {
     "servers": parse.whole,
     "memory": parse.optional(parse.bounded(units.size, "256 MiB")),
     "processes": parse.optional(parse.bounded(parse.whole, 64)),
+    "disk": parse.optional(units.size),
     "cpu": parse.optional(parse.number),
 }
 
