@@ -6,8 +6,8 @@ Copy it to /etc/jupyterhub beside your own configuration and begin that with
     load_subconfig("/etc/jupyterhub/isolated_python.py")
 
 or use it as it is. It works with every spawner that starts the servers as processes of this machine under their users'
-own uids: LocalProcessSpawner, SudoSpawner, SystemdSpawner, and that of The Littlest JupyterHub.
-See docs/how-to/jupyterhub.md for what each of them needs.
+own uids. LocalProcessSpawner needs nothing more, and neither does The Littlest JupyterHub, which loads it from
+/opt/tljh/config/jupyterhub_config.d. For SudoSpawner and SystemdSpawner there is a file each beside this one.
 """
 
 c = get_config()  # noqa: F821 - JupyterHub's
@@ -39,10 +39,3 @@ c.Spawner.args = ["--ServerApp.terminals_enabled=False"]
 
 # One connection of a user's to the service is one server. More servers than [each_user] servers would be refused.
 c.JupyterHub.named_server_limit_per_user = 4
-
-# SystemdSpawner: nothing of these stands between a server and the service's socket, and its kernels' limits are the
-# service's, so that the server itself needs little. A /tmp of its own is fine, as long as no notebook lies there.
-c.SystemdSpawner.mem_limit = "1G"
-c.SystemdSpawner.isolate_tmp = True
-c.SystemdSpawner.isolate_devices = True
-c.SystemdSpawner.disable_user_sudo = True
