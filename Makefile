@@ -87,7 +87,8 @@ fuzz: $(TEST)/.installed ## Every parser that meets hostile bytes, SECONDS each 
 	@$(TEST)/bin/pip install -q "atheris>=3" || echo "atheris cannot be had here: hypothesis goes on alone" >&2
 	$(TEST)/bin/python -P tests/fuzz/run.py --seconds $(SECONDS) $(ARGS) </dev/null
 
-test-places: $(TEST)/.installed $(PROXY) ## Browser, hub, graded class and locked server, in full
+test-places: $(TEST)/.installed $(PROXY) ## Browser, hub, graded class, locked server and containers, in full
+	$(call packages,podman crun sudo)
 	$(TEST)/bin/python -P -m pytest -q tests/places -m 'thorough or not thorough' $(ARGS) </dev/null
 
 test-attacks: $(TEST)/.installed ## Every attack in every profile and life, from zygote, pool and exec (half an hour)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from isolated_python.linux import host, landlock, namespaces
+from isolated_python.linux import container, host, landlock, namespaces
 
 # Asks in a process of its own: `probe` wants a single thread, and some of these tests change what it is asked in.
 ASK = "import json; from isolated_python.linux import host; print(json.dumps(host.probe().to_wire()))"
@@ -117,7 +117,32 @@ def test_a_masked_proc_is_noticed() -> None:
     found = asked(*inside, "sh", "-c", 'mount -t tmpfs none /proc/sys/kernel; exec "$@"', "sh")
     cause, remedy = found.lacks("fresh_proc")
     assert "mounting proc" in cause
-    assert "unmask" in remedy
+    assert remedy in container.REPAIRS[container.PROC].values()
     assert not found.can("pid"), "the pid layer is nothing without a /proc of its own"
     assert found.can("mount")
     assert found.core_pattern == "|"
+
+
+@needs_namespaces
+@pytest.mark.parametrize(
+    ("mark", "kind", "says"),
+    [
+        ("run/.containerenv", "podman", "--security-opt unmask=ALL"),
+        (".dockerenv", "Docker", "--security-opt systempaths=unconfined"),
+        ("var/run/secrets/kubernetes.io", "Kubernetes", "procMount: Unmasked"),
+        ("nothing", "", "if this is a container"),
+    ],
+)
+def test_a_container_is_asked_for_what_it_withholds_in_its_own_words(
+    tmp_path: Path, mark: str, kind: str, says: str
+) -> None:
+    """Known by what its kind leaves in it; a machine's own processes are in none, whatever lies on its disk."""
+    (tmp_path / mark).mkdir(parents=True)
+    program = f"import sys; sys.path.insert(0, {SOURCES!r}); from isolated_python.linux import container; "
+    program += f"print(container.kind({str(tmp_path)!r}))"
+    for before, expected in (((), ""), (inside, kind)):
+        done = subprocess.run([*before, sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+    assert says in container.repair(container.PROC, inside=kind)
+    cgroup = container.repair(container.CGROUP, "as ever", inside=kind)
+    assert cgroup == "as ever" if not kind else "limits of the container" in cgroup

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from isolated_python.linux import container
 
 V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
 V2_CONTROLLERS = frozenset(("memory", "pids", "cpu"))
@@ -71,6 +73,13 @@ def parse(groups: str, mountinfo: str) -> Own:
 
 def find(own: Own, *, root: bool) -> Found:
     """v2 where memory, pids and cpu can be handed down by our group or one above it; else v1 for root; else none."""
+    found = _find(own, root)
+    if found.version == "none":
+        return replace(found, remedy=container.repair(container.CGROUP, found.remedy))
+    return found
+
+
+def _find(own: Own, root: bool) -> Found:
     causes = []
     for place, folder in enumerate(_above(own)):
         cause = _refuses_v2(folder, ours=place == 0)
@@ -90,7 +99,7 @@ def find(own: Own, *, root: bool) -> Found:
     if not missing:
         return Found(
             "none",
-            cause="the controllers are on cgroup v1, which only root may use",
+            cause="the controllers are on cgroup v1, which only the machine's root may divide",
             remedy=f"boot with systemd.unified_cgroup_hierarchy=1, run the server as root, or {OPT_OUT}",
         )
     if not causes:

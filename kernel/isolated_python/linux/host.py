@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from isolated_python.linux import cgroups, landlock, loop, mount, namespaces, prctl, seccomp
+from isolated_python.linux import cgroups, container, landlock, loop, mount, namespaces, prctl, process, seccomp
 
 CAP_SYS_ADMIN = 21
 EVERYBODY = 4294967295  # ids in the map of the first user namespace
@@ -20,7 +20,11 @@ NOBODY = 65534
 ALLOW_ALL = bytes.fromhex("060000000000ff7f")  # struct sock_filter: BPF_RET, SECCOMP_RET_ALLOW
 
 # Layers that need more than the probe of their own name.
-NEEDS = {"mount": ("mount", "tmpfs", "pivot_root"), "pid": ("pid", "fresh_proc")}
+NEEDS = {
+    "mount": ("mount", "tmpfs", "detached", "chroot", "pivot_root"),
+    "pid": ("pid", "clone3", "fresh_proc"),
+    "uts": ("uts", "hostname"),
+}
 
 FORMATS = ("/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4")  # what makes a file system
 STAGE = "/proc"  # the one folder that every host has; only the child sees what is mounted there
@@ -82,6 +86,17 @@ def _unshare(name: str) -> Callable[[], None]:
     return lambda: namespaces.unshare(namespaces.FLAGS[name])
 
 
+def _hostname() -> None:
+    namespaces.set_hostname("probe")
+
+
+def _clone3() -> None:
+    child = process.fork(0)
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
 def _fresh_proc() -> None:
     mount.mount("proc", STAGE, "proc", mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC)
 
@@ -90,6 +105,16 @@ def _tmpfs() -> None:
     mount.mount("tmpfs", STAGE, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "size=64k")
     for name in ("one", "two", "upper", "work", "merged"):
         os.mkdir(f"{STAGE}/{name}")
+
+
+def _detached() -> None:
+    folder = os.open(f"{STAGE}/one", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    copy = mount.clone_tree(folder)
+    mount.set_attributes(copy, mount.MOUNT_ATTR_RDONLY)
+    mount.place(copy, f"{STAGE}/two")
+    mount.detach(f"{STAGE}/two")
+    os.close(copy)
+    os.close(folder)
 
 
 def _overlay() -> None:
@@ -125,26 +150,30 @@ def _pidfd() -> None:
 
 
 NEWER = "use a newer kernel"
-CONTAINER = "if this is a container, let its seccomp and AppArmor profiles allow unshare and mount"
-PROC = "start the container with an unmasked /proc (podman: --security-opt unmask=ALL; Kubernetes: procMount: Unmasked)"
+CALLS, PROC = container.CALLS, container.PROC  # if this is a container, it may withhold these
 
 # In this order: the child leaves the namespaces one by one, and is process 1 of the last.
-USER = Probe("user", "may an ordinary user make a user namespace?", _unshare("user"), CONTAINER)
+USER = Probe("user", "may an ordinary user make a user namespace?", _unshare("user"), CALLS)
 INSIDE = (
-    Probe("mount", "a mount namespace in it?", _unshare("mount"), CONTAINER),
-    Probe("net", "a network namespace?", _unshare("net"), CONTAINER),
-    Probe("ipc", "an ipc namespace?", _unshare("ipc"), CONTAINER),
-    Probe("uts", "a uts namespace?", _unshare("uts"), CONTAINER),
-    Probe("cgroup_namespace", "a cgroup namespace?", _unshare("cgroup_namespace"), CONTAINER),
+    Probe("mount", "a mount namespace in it?", _unshare("mount"), CALLS),
+    Probe("net", "a network namespace?", _unshare("net"), CALLS),
+    Probe("ipc", "an ipc namespace?", _unshare("ipc"), CALLS),
+    Probe("uts", "a uts namespace?", _unshare("uts"), CALLS),
+    Probe("cgroup_namespace", "a cgroup namespace?", _unshare("cgroup_namespace"), CALLS),
     Probe("time", "a time namespace (linux 5.6)?", _unshare("time"), NEWER),
-    Probe("pid", "a pid namespace?", _unshare("pid"), CONTAINER),
+    Probe("hostname", "may it name the machine there?", _hostname, CALLS),
+    # Before the next: the first child in a pid namespace takes it with it.
+    Probe("clone3", "may it start processes in new namespaces at once (linux 5.5)?", _clone3, CALLS),
+    Probe("pid", "a pid namespace?", _unshare("pid"), CALLS),
 )
 PROCESS_1 = (
     Probe("fresh_proc", "may it mount a /proc of its own?", _fresh_proc, PROC),
-    Probe("tmpfs", "may it mount a tmpfs?", _tmpfs, CONTAINER),
+    Probe("tmpfs", "may it mount a tmpfs?", _tmpfs, CALLS),
+    Probe("detached", "may it mount by descriptor (linux 5.12)?", _detached, CALLS),
     Probe("overlay", "may it mount a read-only overlay (linux 5.11)?", _overlay, f"modprobe overlay, or {NEWER}"),
     Probe("copy_on_write", "may it mount a writable overlay?", _copy_on_write, f"modprobe overlay, or {NEWER}"),
-    Probe("pivot_root", "may it change its root?", _pivot_root, CONTAINER),
+    Probe("chroot", "may it narrow its root, as the relay does?", lambda: os.chroot("/"), CALLS),
+    Probe("pivot_root", "may it change its root?", _pivot_root, CALLS),
 )
 ANYWHERE = (
     Probe("memfd", "are there files in memory?", _memfd, NEWER),
@@ -152,7 +181,9 @@ ANYWHERE = (
     Probe("seccomp", "can system calls be filtered?", _seccomp, "use a kernel with CONFIG_SECCOMP_FILTER"),
     Probe("seccomp_notify", "can refused calls be told (linux 5.0)?", _seccomp_notify, NEWER),
 )
-IDMAP = Probe("idmap", "can the root file system be mounted with other ids?", lambda: None, NEWER)
+IDMAP = Probe(
+    "idmap", "can the root file system be mounted with other ids?", lambda: None, f"{NEWER}, or a volume for it"
+)
 
 # Switches that a distribution or a site may have thrown against user namespaces: file, thrown value, what undoes it.
 SWITCHES = (
@@ -241,7 +272,7 @@ def _ask_all(root: bool) -> Iterator[Lack]:
         if question.name not in answers:
             cause, remedy = next(
                 (_explain(other, *answers[other.name]) for other in asked if answers.get(other.name, (0, ""))[0]),
-                ("the child that asks the kernel did not come back", CONTAINER),
+                ("the child that asks the kernel did not come back", container.repair(CALLS)),
             )
             yield Lack(question.name, f"{question.question} cannot be asked: {cause}", remedy)
         elif answers[question.name][0]:
@@ -258,6 +289,8 @@ def _explain(question: Probe, number: int, words: str) -> tuple[str, str]:
         return f"{words} (too many namespaces)", "raise the limits user.max_*_namespaces with sysctl"
     if number == errno.EINVAL and question in (USER, *INSIDE):
         return f"{words} (this kernel was built without it)", NEWER
+    if question.remedy in (CALLS, PROC):
+        return words, container.repair(question.remedy)
     return words, question.remedy
 
 
