@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from tests.kernel.conftest import outlive, watched
 from tests.machine import USERS, Service, service, user
 
 ROOT = Path(__file__).parent.parent.parent
+DEPLOY = ROOT / "deploy" / "jupyterhub"
+HUB = "isolated-hub"  # the user that a hub without rights runs as
 PROXY = ROOT / ".cache" / "proxy" / "node_modules" / ".bin" / "configurable-http-proxy"
 QUOTA = '[each_user]\nkernels = 2\nmemory = "1 GiB"\nstarts = 1000\n'
 CONFIG = """
@@ -39,6 +41,7 @@ c.ConfigurableHTTPProxy.command = [{proxy!r}]
 c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{api_port}"
 c.JupyterHub.authenticator_class = "dummy"
 c.JupyterHub.spawner_class = "localprocess"
+{more}
 c.Authenticator.allowed_users = {users!r}
 c.JupyterHub.services = [{{"name": "test", "api_token": {token!r}}}]
 c.JupyterHub.load_roles = [
@@ -57,7 +60,8 @@ pytestmark = [
 class Hub:
     """A hub, and a service of it that may do everything a user may at their server."""
 
-    def __init__(self, folder: Path, shared: Service) -> None:
+    def __init__(self, folder: Path, shared: Service, *, before: Sequence[str] = (), more: str = "") -> None:
+        """`before`: a command that the hub is started by. `more`: a configuration of its own."""
         ports = free_ports(3)
         self.url, self.token = f"http://127.0.0.1:{ports[0]}", secrets.token_hex(16)
         self.hub_port = ports[1]
@@ -67,8 +71,8 @@ class Hub:
         config = folder / "jupyterhub_config.py"
         config.write_text(
             CONFIG.format(
-                deployed=str(ROOT / "deploy" / "jupyterhub" / "jupyterhub_config.py"), port=ports[0], hub_port=ports[1],
-                api_port=ports[2], proxy=str(PROXY), users=set(USERS), token=self.token,
+                deployed=str(DEPLOY / "jupyterhub_config.py"), port=ports[0], hub_port=ports[1],
+                api_port=ports[2], proxy=str(PROXY), users=set(USERS), token=self.token, more=more,
                 environment={
                     "ISOLATED_PYTHON_SERVICE": shared.path, "JUPYTERHUB_SINGLEUSER_APP": "jupyter-server",
                     "JUPYTER_CONFIG_DIR": str(folder / "jupyter"), "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin",
@@ -78,7 +82,7 @@ class Hub:
         environment = {"PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8"}
         with (folder / "log").open("a") as log:
             self.process = subprocess.Popen(
-                [f"{BIN}/jupyterhub", "-f", str(config)], cwd=folder, env=environment, stdout=log, stderr=log
+                [*before, f"{BIN}/jupyterhub", "-f", str(config)], cwd=folder, env=environment, stdout=log, stderr=log
             )
         self.log = folder / "log"
 
@@ -287,6 +291,79 @@ def below(supervisor: psutil.Process) -> dict[psutil.Process, int]:
         with contextlib.suppress(psutil.Error):  # it ends meanwhile
             found[one] = one.uids().real
     return {one: uid for one, uid in found.items() if uid != 0}
+
+
+# A hub of SudoSpawner's, in a world of its own: the rule for sudo and the group of people are there as an administrator
+# would have written them, and nowhere else. From there the hub goes on as a user without any right.
+SUDO = """
+set -e
+mount --make-rprivate /
+mount --bind sudoers.d /etc/sudoers.d
+mount --bind group /etc/group
+exec setpriv --reuid={hub} --regid={hub} --init-groups "$@"
+"""
+
+
+@pytest.fixture
+def sudo(shared: Service, users: dict[str, Ordinary]) -> Iterator[Hub]:
+    """A hub that is not root, with the files of deploy/jupyterhub at places of the test's."""
+    with tempfile.TemporaryDirectory(prefix="isolated-hub-") as name, user(HUB) as who:
+        folder, bin = Path(name), Path(name) / "bin"
+        bin.mkdir()
+        for program in ("sudospawner", "jupyterhub-singleuser"):
+            (bin / program).symlink_to(f"{BIN}/{program}")
+        shutil.copy(DEPLOY / "sudospawner-singleuser", bin)
+        (folder / "sudoers.d").mkdir()
+        rule = (DEPLOY / "sudoers").read_text()
+        rule = rule.replace("jupyterhub ALL=", f"{HUB} ALL=").replace("/opt/jupyterhub/bin", str(bin))
+        (folder / "sudoers.d" / "jupyterhub").write_text(rule)
+        (folder / "sudoers.d" / "jupyterhub").chmod(0o440)
+        (folder / "group").write_text(Path("/etc/group").read_text() + f"notebooks:x:59999:{','.join(USERS)}\n")
+        (folder / "group").chmod(0o644)
+        more = f"load_subconfig({str(DEPLOY / 'sudospawner_config.py')!r})\n"
+        more += f'c.SudoSpawner.sudospawner_path = "{bin}/sudospawner"\n'
+        more += f'c.JupyterHub.cookie_secret_file = "{who.home}/secret"\n'
+        more += f'c.ConfigurableHTTPProxy.pid_file = "{who.home}/proxy.pid"\n'
+        before = ["unshare", "--mount", "sh", "-c", SUDO.format(hub=HUB), "sh"]
+        one = Hub(folder, shared, before=before, more=more)
+        try:
+            one.ready()
+            yield one
+        finally:
+            one.close()
+
+
+@pytest.mark.thorough
+def test_a_hub_without_rights_starts_servers_by_sudo_and_their_kernels_come_from_the_service(
+    sudo: Hub, shared: Service, users: dict[str, Ordinary]
+) -> None:
+    """SudoSpawner, with the rule and the script of deploy/: one program, for one group, and nothing else."""
+    alice, bob = USERS
+    assert psutil.Process(sudo.process.pid).username() == HUB
+    for name in USERS:
+        sudo.server(name)
+        kernel = sudo.start(name)
+        found = json.loads(sudo.run(name, kernel, LOOK % (str(users[name].home), sudo.hub_port)))
+        assert (found["theirs"], found["shadow"], found["uid"]) == ("FileNotFoundError", "FileNotFoundError", 1000)
+        sudo.run(name, kernel, "open('mine.txt', 'w').close()")
+        mine = Path(f"/home/{name}/notebooks/mine.txt")
+        assert mine.owner() == name
+    supervisors = {name: shared.supervisor(users[name]) for name in USERS}
+    for name in USERS:
+        assert {*below(supervisors[name]).values()} <= {*range(FIRST, FIRST + COUNT)}
+    # In the hub's own place, as the hub: no other program, and nobody who is not of the group.
+    inside = ["nsenter", f"--target={sudo.process.pid}", "--mount", "setpriv", f"--reuid={HUB}", f"--regid={HUB}"]
+    inside += ["--init-groups", "sudo", "-n", "-u"]
+    program = Path(sudo.log.parent) / "bin" / "sudospawner"
+    for command in ([alice, "id"], ["root", program], [HUB, program], [alice, f"{BIN}/jupyterhub-singleuser"]):
+        done = subprocess.run([*inside, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (1, ""), command
+        assert "password is required" in done.stderr or "not allowed" in done.stderr
+    gone = watched([supervisors[alice], *below(supervisors[alice])])
+    assert sudo.ask("DELETE", f"/hub/api/users/{alice}/server")[0] in (202, 204)
+    assert outlive(gone, 30) == []
+    sudo.ask("DELETE", f"/hub/api/users/{bob}/server")
+    shared.clear()
 
 
 @pytest.mark.thorough
