@@ -571,6 +571,68 @@ def test_a_user_has_a_quota_of_kernels_over_all_servers(shared: Service, alice: 
         other.started("kernel-3", sockets="00000003")
 
 
+def test_a_user_has_a_quota_of_servers(shared: Service, alice: Ordinary, bob: Ordinary) -> None:
+    """Whoever is refused is hung up on, so that the next question is a new one; commands are no servers."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(Caller(shared.path, alice)) for _ in range(8)]
+        with Caller(shared.path, alice, hello=False) as late, Caller(shared.path, alice, hello=False) as command:
+            assert "no more than 8" in late.ask("hello")["message"]
+            assert late.hung_up()
+            assert command.ask("list")["total"] == 0
+        works(shared, bob)
+        servers[0].close()
+        refusal = "no more than 8"
+        while refusal:  # until it has seen that one has gone
+            with Caller(shared.path, alice, hello=False) as again:
+                refusal = again.ask("hello").get("message", "")
+            assert "no more than 8" in refusal or not refusal
+
+
+def test_connections_that_say_nothing_are_bounded(shared: Service, alice: Ordinary) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Caller(shared.path, alice))
+        silent = [stack.enter_context(Caller(shared.path, alice, hello=False)) for _ in range(40)]
+        assert silent[0].hung_up()
+        assert server.ask("list")["total"] == 0
+        assert silent[-1].ask("list")["total"] == 0
+
+
+def test_the_doctor_tells_a_user_what_the_service_gives(shared: Service, alice: Ordinary) -> None:
+    """What is used and what is allowed, with what makes room; and what repairs a service that does not answer."""
+    with Caller(shared.path, alice) as caller:
+        caller.started("one")
+        status, report = doctor(alice, shared.path)
+        found = {one["layer"]: one for one in report["service"]}
+        assert (status, {one["verdict"] for one in found.values()}) == (0, {"PASS"})
+        assert shared.path in found["service"]["cause"]
+        assert found["kernels"]["cause"] == "1, at most 3"
+        assert found["servers"]["cause"] == "1, at most 8"
+        assert found["memory"]["cause"].endswith("MiB, at most 1024 MiB")
+        assert not found["memory"]["cause"].startswith("0 ")
+        assert "standard" in found["profiles"]["cause"].split(", ")
+        assert str(FIRST) in found["uid"]["cause"]
+        cgroup = next(one for one in report["layers"] if one["layer"] == "cgroup")
+        assert (cgroup["verdict"], "by the service" in cgroup["cause"]) == ("PASS", True)
+        for name in ("two", "three"):
+            caller.started(name, sockets=f"0000000{len(name)}")
+        status, report = doctor(alice, shared.path)
+        failed = {one["layer"]: one["remedy"] for one in report["service"] if one["verdict"] == "FAIL"}
+        assert (status, failed) == (1, {"kernels": "jupyter isolated list; jupyter isolated kill ID"})
+    status, report = doctor(alice, f"{shared.folder}/nobody.sock")
+    (only,) = report["service"]
+    assert (status, only["verdict"]) == (1, "FAIL")
+    assert "systemctl start isolated-python.socket" in only["remedy"]
+
+
+def doctor(who: Ordinary, path: str) -> tuple[int, dict[str, Any]]:
+    process = who.start(
+        [f"{BIN}/jupyter-isolated", "doctor", "--json"], env=who.environment | {"ISOLATED_PYTHON_SERVICE": path}
+    )
+    said, complained = process.communicate(timeout=60)
+    assert said, complained
+    return process.returncode, json.loads(said)
+
+
 def test_the_limits_of_a_user_hold_for_all_kernels_together(shared: Service, alice: Ordinary, bob: Ordinary) -> None:
     """Three kernels of 768 MiB each are granted, and the user has 1 GiB; bob's memory is not asked for it."""
     grant = {"resources": {"memory": "768 MiB", "tmp": "16 MiB", "shm": "16 MiB"}}

@@ -39,6 +39,6 @@ for turn in range(60):
 
 
 def test_a_helper_that_makes_a_map_of_owners_ends_with_its_supervisor() -> None:
-    """It holds the supervisor's lifeline and channels: were it left, nobody would notice that the supervisor has gone."""
+    """It holds the supervisor's lifeline and channels: were it left, nobody would notice that that has gone."""
     done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr

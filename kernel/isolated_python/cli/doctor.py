@@ -40,10 +40,13 @@ class Finding:
 # ---- from outside ----------------------------------------------------------------------------------------------------
 
 
-def examine(profile: Profile, host: host_facts.Host, *, delegation: bool = False, compiler: str = "") -> list[Finding]:
+def examine(
+    profile: Profile, host: host_facts.Host, *, delegation: bool = False, service: str = "", compiler: str = ""
+) -> list[Finding]:
     """One finding for each layer of the profile, and for what else makes a sandbox weaker than it could be.
 
-    `delegation`: systemd's user manager can be asked for a cgroup. `compiler`: why no filter can be compiled, if so.
+    `delegation`: systemd's user manager can be asked for a cgroup. `service`: the version of the cgroup that this
+    machine's service gives, if it answers. `compiler`: why no filter can be compiled, if so.
     """
     findings = []
     for layer in LAYERS:
@@ -53,6 +56,8 @@ def examine(profile: Profile, host: host_facts.Host, *, delegation: bool = False
             cause, remedy = compiler, "apt-get install libseccomp2"
         if wanted == "off":
             findings.append(Finding(layer, WEAK, f"the profile {profile.name} switches it off", f'{layer} = "require"'))
+        elif layer == "cgroup" and service:
+            findings.append(Finding(layer, PASS, f"{service}, by the service"))
         elif layer == "cgroup" and cause and delegation:
             findings.append(Finding(layer, PASS, "systemd's user manager will be asked for one"))
         elif cause:
@@ -236,6 +241,61 @@ def _cell(home: Path) -> str:
     return CELL.format(home=str(home), files=files, fields=FIELDS)
 
 
+# ---- the privileged service ------------------------------------------------------------------------------------------
+
+
+def ask_service() -> tuple[list[Finding], str]:
+    """What this machine's service has for us, if there is one; and the version of the cgroup that it gives."""
+    from isolated_python import __version__
+    from isolated_python.engine import places, visits
+
+    path = places.service("auto")
+    if not path:
+        return [], ""
+    try:
+        told = visits.ask(path, "about")
+    except IsolatedPythonError as error:
+        return [Finding("service", FAIL, error.message, error.remedy or INSTALL)], ""
+    if told["version"] != __version__:
+        cause = f"it is isolated-python {told['version']}, and here is {__version__}"
+        return [Finding("service", FAIL, cause, INSTALL)], ""
+    findings = [Finding("service", PASS, f"answers at {path}")]
+    if told["cgroup"] == "none":
+        findings.append(Finding("cgroup", FAIL, "the service has none to give", "sudo jupyter isolated doctor"))
+    else:
+        findings.append(Finding("cgroup", PASS, f"{told['cgroup']}, one for each kernel and one for all of yours"))
+    first, last = told["identities"]
+    findings.append(Finding("uid", PASS, f"one of {first} to {last - 1} for each kernel; files stay yours"))
+    findings += [_quota(name, told["has"].get(name), most) for name, most in told["may_have"].items()]
+    findings.append(Finding("profiles", PASS, ", ".join(told["profiles"])))
+    return findings, "" if told["cgroup"] == "none" else told["cgroup"]
+
+
+INSTALL = "install the same version of isolated-python for the service and for this server"
+# What makes room where a quota is used up.
+ROOM = {
+    "kernels": "jupyter isolated list; jupyter isolated kill ID",
+    "servers": "stop one of your servers",
+    "starts": "try again in a minute",
+    "memory": "jupyter isolated list; jupyter isolated kill ID",
+    "processes": "jupyter isolated list; jupyter isolated kill ID",
+}
+
+
+def _quota(name: str, used: int | None, most: float | None) -> Finding:
+    """Of what a user has and may have; without a bound, or what is not counted, is never used up."""
+
+    def shown(value: float) -> str:
+        return f"{int(value) >> 20} MiB" if name == "memory" else f"{value:g}"
+
+    said = "unlimited" if most is None else f"at most {shown(most)}"
+    if used is not None:
+        said = f"{shown(used)}, {said}" + " within a minute" * (name == "starts")
+    if most is not None and used is not None and used >= most:
+        return Finding(name, FAIL, f"{said}: the next kernel is refused", ROOM[name])
+    return Finding(name, PASS, said)
+
+
 # ---- from beside -----------------------------------------------------------------------------------------------------
 
 
@@ -273,22 +333,26 @@ def doctor(as_json: bool, probe: bool, server: bool, arguments: tuple[str, ...])
     if arguments and not server:
         raise click.UsageError("arguments are for the server: they need --server")
     host = host_facts.probe()
-    outside = examine(Profile(), host, delegation=systemd.wanted(), compiler=_compiler())
+    asked, given = ask_service()
+    outside = examine(Profile(), host, delegation=systemd.wanted(), service=given, compiler=_compiler())
     inside, attacked = look_inside() if probe else ([], [])
     beside = look_beside([*arguments]) if server else []
     if as_json:
-        report = {"host": host.to_wire(), "layers": outside, "inside": inside, "attacks": attacked, "server": beside}
+        report = {"host": host.to_wire(), "layers": outside, "service": asked, "inside": inside}
+        report |= {"attacks": attacked, "server": beside}
         click.echo(json.dumps(report, indent=2, default=asdict))
     else:
         who = "root" if host.root else f"uid {host.uid}"
         show(f"Linux {host.release}, {host.machine}, as {who}", outside)
+        if asked:
+            show("The service of this machine", asked, "what")
         if inside:
             show("From inside a kernel", inside)
         if attacked:
             attacks.show(attacked)
         if beside:
             show("Beside the kernels of this server", beside, "door")
-    found = [one.verdict for one in outside + inside + beside] + [one.verdict for one in attacked]
+    found = [one.verdict for one in outside + asked + inside + beside] + [one.verdict for one in attacked]
     sys.exit(FAIL in found)
 
 

@@ -20,7 +20,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from isolated_python import __version__
 from isolated_python.audit.log import Log
 from isolated_python.engine import ROOT, interpreters, places, zygotes
-from isolated_python.engine.identities import OfOnePerson
+from isolated_python.engine.identities import COUNT, FIRST, OfOnePerson
 from isolated_python.engine.supervisor import Reply, Request, Supervisor, received, word
 from isolated_python.engine.words import Words
 from isolated_python.errors import IsolatedPythonError, ProfileError, ProtocolError, RequestError
@@ -45,6 +45,8 @@ MINUTE = 60.0
 LARGEST_VIEW = 4 << 20  # bytes of a list of what is hidden
 MOST_VIEWS = 64
 MOST_ZYGOTES = 8
+SHORTLY = 1.0  # seconds to read why nobody is served
+MOST_STRANGERS = 32  # connections at a time that have not greeted: commands of the user's
 HELPERS = Resources(memory=None, processes=512, cpu=None)  # of us, the relay and the zygotes; memory: as the quota says
 F_GET_SEALS = 1034  # linux 3.17; EINVAL for everything that does not live in memory
 
@@ -184,6 +186,10 @@ class Starts:
             )
         self._times[oldest] = now
 
+    def lately(self) -> int:
+        """How many there were within a minute."""
+        return sum(bool(then) and time.monotonic() - then < MINUTE for then in self._times.tolist())
+
 
 class Hosted(Supervisor):
     """`service`: our end of the channel from which connections come, and the lifeline."""
@@ -216,8 +222,16 @@ class Hosted(Supervisor):
 
     def greet(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
         """The first request of a server. The answer says where its kernels' sockets will be."""
-        if self.refusal is not None:
-            raise self.refusal
+        servers, most = self._servers(), self.settings.each_user.servers
+        refusal = self.refusal
+        if servers >= most:
+            refusal = RequestError(
+                f"you have {servers} servers, and this machine's service gives each user no more than {most}",
+                remedy="stop one of them",
+            )
+        if refusal is not None:
+            self.loop.later(SHORTLY, partial(self._hang_up, peer))  # whoever asks again asks anew
+            raise refusal
         peer.greeted = True
         reply(folder=self.folder, version=__version__)
 
@@ -280,6 +294,30 @@ class Hosted(Supervisor):
             sandbox.forget()
         reply()
 
+    def told(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """What this user gets here, has now and may have at most: for the doctor."""
+        if self.refusal is not None:
+            raise self.refusal
+        used = self.groups.usage() if isinstance(self.groups, cgroup.Parent) else None
+        reply(
+            version=__version__,
+            uid=self.person.uid,
+            cgroup=self.host.cgroup,
+            identities=[FIRST, FIRST + COUNT],
+            has={
+                "kernels": sum(len(each.kernels) for each in self.peers),
+                "servers": self._servers(),
+                "starts": self.starts.lately(),
+                "memory": used.memory if used else None,
+                "processes": used.processes if used else None,
+            },
+            may_have=asdict(self.settings.each_user),
+            profiles=[*sources.names(self._profiles())],
+        )
+
+    def _servers(self) -> int:
+        return sum(peer.greeted for peer in self.peers)
+
     def counted(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
         self.report(request, descriptors, reply)
 
@@ -293,7 +331,12 @@ class Hosted(Supervisor):
     }
 
     # Before a hello: what the command line may ask.
-    STRANGERS: ClassVar[dict[str, Callable[..., None]]] = {"hello": greet, "list": counted, "kill": ended}
+    STRANGERS: ClassVar[dict[str, Callable[..., None]]] = {
+        "hello": greet,
+        "about": told,
+        "list": counted,
+        "kill": ended,
+    }
 
     # ---- what it is held against -----------------------------------------------------------------------------------
 
@@ -304,7 +347,7 @@ class Hosted(Supervisor):
         folders = [Path(path) for path in self.settings.policy]
         for folder in folders:
             places.roots_own(folder)
-        profiles = [*(folder / "profiles" for folder in folders), sources.SHIPPED]
+        profiles = self._profiles()
         changes = [("the configuration", overrides)] if overrides else []
         resolved = sources.load(named, changes, folders=profiles, ceilings=folders, otherwise=policy.CEILING)
         if not resolved.profile.files.kept:
@@ -334,6 +377,9 @@ class Hosted(Supervisor):
                 f"more are above the {most >> 20} MiB that this machine's service gives each user",
                 remedy="shut some of them down, or ask for a smaller files.size",
             )
+
+    def _profiles(self) -> list[Path]:
+        return [*(Path(path) / "profiles" for path in self.settings.policy), sources.SHIPPED]
 
     def _check_descriptors(self, streams: dict[str, bool], profile: Profile, descriptors: list[int]) -> None:
         """Those of the streams, the workspace and the mounts, in this order. Raises RequestError, ProfileError."""
@@ -376,6 +422,9 @@ class Hosted(Supervisor):
         self.given += 1
         peer = Peer(socket.socket(fileno=descriptors[0]))
         peer.socket.setblocking(False)  # who does not take an answer is hung up on
+        strangers = [each for each in self.peers if not each.greeted]
+        if len(strangers) >= MOST_STRANGERS:
+            self._hang_up(strangers[0])
         self.peers.append(peer)
         self.loop.listen(peer.socket, partial(self._from_peer, peer))
 
@@ -385,7 +434,7 @@ class Hosted(Supervisor):
             self._hang_up(peer)
             return
         verb = (self.SERVERS if peer.greeted else self.STRANGERS).get(word(request.get("verb")))
-        if self.refusal is not None and verb is not Hosted.greet:
+        if self.refusal is not None and verb not in (Hosted.greet, Hosted.told):
             verb = None
         self._answer(request, descriptors, verb and partial(verb, self, peer), partial(self._tell, peer))
 

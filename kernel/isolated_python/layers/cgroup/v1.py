@@ -110,6 +110,10 @@ class Parent:
             )
         Group(self, ".").limit(resources)
 
+    def usage(self) -> Usage:
+        """Of all its kernels together, and of whatever else is below it."""
+        return Group(self, ".").usage()
+
     def entrances(self, id: str) -> list[int]:
         return [files.entrance(f"{id}/cgroup.procs", folder=descriptor) for descriptor in self._open.values()]
 

@@ -123,6 +123,10 @@ class Parent:
         """Limit all its kernels together."""
         Group(self.folder, self.name).limit(resources)
 
+    def usage(self) -> Usage:
+        """Of all its kernels together, and of whatever else is below it."""
+        return Group(self.folder, self.name).usage()
+
     def close(self) -> None:
         """Kill what is left and remove everything."""
         self._hierarchy._remove(self.name)
