@@ -54,6 +54,17 @@ def shared() -> Iterator[Service]:
         yield one
 
 
+@pytest.fixture(autouse=True)
+def _nobody_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernels of a connection end a moment after it, and a supervisor that is asked in that moment serves on.
+
+    So the next test of the same user would meet a kernel of the same name, which runs already.
+    """
+    yield
+    if "shared" in request.fixturenames:
+        request.getfixturevalue("shared").clear()
+
+
 @pytest.fixture
 def own() -> Iterator[Service]:
     with service(QUOTA) as one:
