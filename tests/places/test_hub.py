@@ -67,6 +67,7 @@ class Hub:
         self.hub_port = ports[1]
         folder.chmod(0o755)
         (folder / "jupyter").mkdir()
+        shutil.copy(DEPLOY.parent / "jupyter_server_config.py", folder / "jupyter")
         (folder / "jupyter" / "migrated").touch()  # see docs/how-to/jupyterhub.md
         config = folder / "jupyterhub_config.py"
         config.write_text(
@@ -132,7 +133,7 @@ class Hub:
 
     def start(self, name: str, kernel: str = "python3") -> str:
         status, answer = self.asked(name, kernel)
-        assert status == 201, (answer, self.log.read_text()[-3000:])
+        assert status == 201, f"{answer}\n{self.log.read_text()[-3000:]}"  # a string is told in full
         return str(answer["id"])
 
     def asked(self, name: str, kernel: str = "python3") -> tuple[int, Any]:
@@ -244,12 +245,24 @@ print(json.dumps({
 """
 
 
-def test_two_users_of_a_hub_have_kernels_that_know_neither_each_other_nor_the_host(
+def test_two_users_of_a_locked_hub_have_kernels_that_know_neither_each_other_nor_the_host(
     hub: Hub, shared: Service, users: dict[str, Ordinary]
 ) -> None:
-    """Servers as their users, kernels by the service: apart, limited per user, and gone with their server."""
+    """Servers as their users, kernels by the service: apart, limited per user, and gone with their server.
+
+    All of it, the lock too, by files that were copied from deploy/.
+    """
     alice, bob = USERS
+    hers = Path(f"/home/{alice}/.local/share/jupyter/kernels/mine")
+    hers.mkdir(parents=True)
+    plain = {"argv": [f"{BIN}/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Mine"}
+    (hers / "kernel.json").write_text(json.dumps(plain | {"language": "python"}))
+    for path in (hers, *hers.parents[:4]):
+        os.chown(path, users[alice].uid, users[alice].gid)
     hub.server(alice)
+    assert hub.asked(alice, "mine")[0] >= 400
+    assert hub.ask("POST", f"/user/{alice}/api/terminals")[0] >= 400
+    assert "mine" not in hub.ask("GET", f"/user/{alice}/api/kernelspecs")[1]["kernelspecs"]
     hub.server(bob)
     kernels = {name: hub.start(name) for name in USERS}
     for name, other in ((alice, bob), (bob, alice)):
