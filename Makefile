@@ -106,9 +106,9 @@ test-pool: $(TEST)/.installed ## All tests of kernels, each of them one that sto
 test-upstream: $(UPSTREAM)/.installed ## Other people's suites, in the sandbox (ARGS=… names suites, --stock)
 	$(UPSTREAM)/bin/python tests/upstream/run.py $(ARGS) </dev/null
 
-test-vm: $(TEST)/.installed ## A virtual machine with cgroup v2 and systemd (slow)
+test-vm: $(TEST)/.installed $(PROXY) ## A virtual machine with cgroup v2 and systemd (slow)
 	$(call packages,qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs openssh-client util-linux)
-	$(TEST)/bin/python -P -m pytest -q tests/vm -o norecursedirs= --timeout=7200 $(ARGS) </dev/null
+	$(TEST)/bin/python -P -m pytest -q tests/vm -o norecursedirs=inside --timeout=7200 $(ARGS) </dev/null
 
 test-all: test test-pool test-attacks test-mutations test-places test-upstream test-vm ## Everything above, one after the other
 

@@ -21,6 +21,7 @@ EACH = 600  # seconds that one test may take inside, where everything is some th
 LAYERS = ("tests/layers", "tests/linux")
 LIMITS = ("tests/kernel/test_limits.py", "tests/kernel/test_life.py")
 KERNEL = (*LIMITS, *(f"tests/kernel/test_{part}.py" for part in ("inside", "kill", "reasons", "bad_input", "systemd")))
+SERVICE = ("tests/vm/inside/test_unit.py", "tests/engine/test_service.py")
 UNIT = (
     *("systemd-run", "--pipe", "--wait", "--collect", "--quiet", f"--working-directory={PLACE}"),
     *("-p", f"User={image.PERSON}", "-p", "Delegate=yes"),
@@ -54,6 +55,8 @@ LIVES = {
     ),
     # A unit of the system's manager with a user of its own, as JupyterHub's systemdspawner starts a person's server.
     "unit": Life("root", UNIT, LIMITS[:1], ("[root",)),
+    # The privileged service, as a unit of the system's manager and in the foreground, and a hub with such units.
+    "service": Life("root", (), SERVICE),
 }
 
 

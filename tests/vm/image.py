@@ -24,18 +24,20 @@ CACHE = ROOT / ".cache" / "vm"
 SUITE, PYTHON = "bookworm", "3.11"
 PERSON = "person"  # who has a systemd --user
 HOST = "isolated-vm"
-VENV = "/opt/venv"
+VENV = "/opt/venv"  # of the tests, and of the servers of notebooks
+SERVICE = "/opt/isolated-python"  # root's own, as docs/how-to/jupyterhub.md has it
+PROXY = "/opt/proxy"
 READY = "the machine stands"  # on its serial line, when someone may log in
 SIZE = "3G"  # a sparse file
 
 PACKAGES = (
     *("linux-image-cloud-amd64", "initramfs-tools", "kmod", "udev", "systemd", "systemd-sysv", "polkitd", "procps"),
     *("dbus", "dbus-user-session", "libpam-systemd", "openssh-server", "iproute2", "uidmap", "ca-certificates"),
-    *("python3", "python3-venv", "libseccomp2", "strace"),
+    *("python3", "python3-venv", "libseccomp2", "strace", "nodejs"),
 )
 
 # What the tests inside need of the optional dependencies; the scientific stack is tried elsewhere.
-TEST_PACKAGES = ("pytest", "hypothesis", "psutil")
+TEST_PACKAGES = ("pytest", "hypothesis", "psutil", "jupyter-server", "jupyterhub")
 
 FILES = {
     "etc/hostname": HOST,
@@ -60,12 +62,15 @@ IN_THE_TREE = (
     f"systemctl --quiet mask {' '.join(MASKED)}",
     f"/usr/bin/python3 -m venv {VENV}",
     f"{VENV}/bin/pip install -q --no-index --find-links /wheels -r /wheels/requirements.txt",
+    f"mkdir -p {VENV}/etc/jupyter",  # a server's configuration; only root may make it there
+    f"/usr/bin/python3 -m venv {SERVICE}",
+    f"{SERVICE}/bin/pip install -q --no-index --find-links /wheels -r /wheels/needed.txt",
 )
 
 
 def build(say: Callable[[str], None]) -> Path:
     """The folder with disk.qcow2, vmlinuz, initrd.img, the key and the host's keys; made where it is missing."""
-    wanted = requirements()
+    needed, wanted = requirements()
     folder = CACHE / hashlib.sha256("\n".join([Path(__file__).read_text(), *wanted]).encode()).hexdigest()[:16]
     if folder.is_dir():
         return folder
@@ -79,7 +84,8 @@ def build(say: Callable[[str], None]) -> Path:
     packages = ",".join(PACKAGES)
     run("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", f"--include={packages}", SUITE, str(tree))
     say("… the Python packages …")
-    download(wanted, tree / "wheels")
+    download(needed, wanted, tree / "wheels")
+    shutil.copytree(ROOT / ".cache" / "proxy", f"{tree}{PROXY}", symlinks=True)
     say("… the machine's own files …")
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "tests/vm", "-f", str(making / "key"))
     furnish(tree, (making / "key.pub").read_text())
@@ -99,17 +105,19 @@ def build(say: Callable[[str], None]) -> Path:
     return folder
 
 
-def requirements() -> list[str]:
-    """Of our own declared dependencies those that the tests inside need, and pip to install a wheel with."""
+def requirements() -> tuple[list[str], list[str]]:
+    """Our own declared dependencies; those, and what the tests inside need beside them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    tests = [line for line in project["optional-dependencies"]["test"] if line.startswith(TEST_PACKAGES)]
-    return [*project["dependencies"], *tests]
+    optional = project["optional-dependencies"]
+    tests = [line for line in (*optional["test"], *optional["places"]) if line.startswith(TEST_PACKAGES)]
+    return project["dependencies"], [*project["dependencies"], *tests]
 
 
-def download(wanted: list[str], folder: Path) -> None:
+def download(needed: list[str], wanted: list[str], folder: Path) -> None:
     """Fetched out here, with whatever settings this machine's pip has; installed in there, without a network."""
     folder.mkdir()
-    (folder / "requirements.txt").write_text("\n".join(wanted) + "\n")
+    for name, lines in (("needed.txt", needed), ("requirements.txt", wanted)):
+        (folder / name).write_text("\n".join(lines) + "\n")
     run(
         sys.executable, "-m", "pip", "download", "-q", "--dest", str(folder), "--python-version", PYTHON,
         "--only-binary=:all:", "-r", str(folder / "requirements.txt"),

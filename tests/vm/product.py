@@ -18,7 +18,7 @@ def install(machine: Machine) -> None:
     (wheel,) = (image.ROOT / ".cache" / "wheel").glob("*.whl")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        for path in ("pyproject.toml", "README.md", "kernel", "tests", "notebooks"):
+        for path in ("pyproject.toml", "README.md", "kernel", "tests", "notebooks", "deploy"):
             archive.add(image.ROOT / path, path, filter=_readable)
         archive.add(wheel, wheel.name, filter=_readable)
     machine.run("root", "sh", "-c", f"mkdir -p {PLACE} && tar -C {PLACE} -xmf -", stdin=packed.getvalue())
