@@ -106,6 +106,13 @@ def test_a_kernel_that_dies_as_it_starts_says_why_in_the_log(server: Server) -> 
     assert "No module named 'no'" in server.ask("logged")["text"]
 
 
+def test_arguments_reach_what_was_built_before_they_were_known(root_server: Server) -> None:
+    wanted = {"extra_arguments": ["--PlainTextFormatter.max_width=40", "--InteractiveShell.separate_in=x"]}
+    root_server.start(arguments=wanted, pool=False)
+    shown = "ip = get_ipython(); print(ip.display_formatter.formatters['text/plain'].max_width, ip.separate_in)"
+    assert root_server.text(shown) == "40 x"
+
+
 def test_nothing_is_left_after_a_shutdown(server: Server) -> None:
     pid = server.start(pool=False)["pid"]
     where = server.ask("supervisor")

@@ -48,6 +48,9 @@ class IsolatedKernelApp(IPKernelApp):
         self.init_pdb()
         self.config.HistoryManager.enabled = False
         self.kernel = IPythonKernel.instance(parent=self, log=self.log, profile_dir=self.profile_dir)
+        # What a first cell would build: the patterns of Python's words, and who shows a value.
+        self.kernel.shell.transform_cell("1")
+        self.kernel.shell.display_formatter.format(1)
 
     def complete(self, connection_file: str, arguments: list[str]) -> None:
         """In the kernel: everything that `build` left out, in the order of IPKernelApp.initialize."""
@@ -55,7 +58,9 @@ class IsolatedKernelApp(IPKernelApp):
         self.config.HistoryManager.pop("enabled")
         if arguments:
             self.parse_command_line(arguments)
-            for one in (self.kernel, *shell.configurables):
+            shows = shell.display_formatter
+            shown = (*shows.formatters.values(), shows.ipython_display_formatter, shows.mimebundle_formatter)
+            for one in (self.kernel, *shell.configurables, *shown):
                 one.update_config(self.cli_config)
         assert self.profile_dir is not None
         os.makedirs(self.profile_dir.location, mode=0o700)
@@ -77,8 +82,6 @@ class IsolatedKernelApp(IPKernelApp):
         self.init_gui_pylab()
         self.init_extensions()
         self.init_code()
-        sys.stdout.flush()
-        sys.stderr.flush()
 
     def settle(self, connection_file: str) -> None:
         """Take on the session's key and all that follows from the environment and the current folder."""

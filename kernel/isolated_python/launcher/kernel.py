@@ -27,14 +27,17 @@ from isolated_python.linux import packets
 AHEAD = (
     "IPython.core.completer",
     "IPython.core.interactiveshell",
+    "IPython.core.logger",
     "IPython.core.magics",
     "asyncio",
     "comm",
     "debugpy",
+    "faulthandler",
     "ipykernel.debugger",
     "ipykernel.ipkernel",
     "ipykernel.zmqshell",
     "sqlite3",
+    "tornado.platform.asyncio",
 )
 
 # What one of the next cells would: the Tab key, a figure. The first kernel does not wait for it.
