@@ -212,6 +212,8 @@ def prepare(folder: Path) -> dict[str, str]:
         provisioner = {"provisioner_name": "isolated-python", "config": config | layers}
         _spec(folder, name, ours, {"kernel_provisioner": provisioner, "debugger": True})
     _spec(folder, "stock", stock(), {"debugger": True})
+    for name in ("forked", "waiting"):
+        _spec(folder, name, stock(), {"kernel_provisioner": {"provisioner_name": name}})
     return environment | {
         "JUPYTER_PATH": str(folder / "data"),
         "JUPYTER_CONFIG_PATH": str(folder / "config"),

@@ -23,14 +23,14 @@ def measure(bench: Bench) -> None:
             for _ in bench.rounds("memory", 3, 1) if wanted else ():
                 for kind in ("stock", spec):
                     with bench.servers(kind) as servers:
-                        _grow(bench, kind, servers[kind], code, to_10, to_40)
+                        grow(bench, kind, servers[kind], code, to_10, to_40)
     with bench.taking("memory.relay", "memory.message") as wanted:
         for _ in bench.rounds("the relay with 50 kernels", 3, 1) if wanted else ():
             with bench.servers("isolated") as servers:
                 _relay(bench, servers["isolated"])
 
 
-def _grow(bench: Bench, kind: str, server: Server, code: str, to_10: str, to_40: str) -> None:
+def grow(bench: Bench, kind: str, server: Server, code: str, to_10: str, to_40: str) -> None:
     """Start kernels, and take the difference quotient: what is there once for all of them falls out."""
     warm_up(kind, server, code)
     count, before = 0, 0.0

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import bare
 import psutil
 import zmq
 from jupyter_client.manager import AsyncKernelManager
@@ -358,6 +359,7 @@ def main() -> None:
     # Kernels inherit the standard output: the answers go another way.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    bare.register()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
