@@ -8,9 +8,12 @@ import re
 import select
 import shutil
 import signal
+import site
 import subprocess
 import sys
+import tempfile
 import time
+import venv
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +24,7 @@ import psutil
 import pytest
 from isolated_python.audit import events
 from isolated_python.audit.read import Reader
+from isolated_python.engine import ROOT
 from isolated_python.layers.cgroup import systemd
 from isolated_python.linux import cgroups
 
@@ -188,10 +192,30 @@ def root_server(request: pytest.FixtureRequest, ordinary: Ordinary) -> Iterator[
 
 
 @contextmanager
+def environment(below: str, at_start: str = "") -> Iterator[str]:
+    """A virtual environment in a new folder `below`, which has all that this one has; its interpreter.
+
+    `at_start`: what every Python of it runs as it starts.
+    """
+    place = Path(tempfile.mkdtemp(prefix="isolated-environment-", dir=below))
+    try:
+        place.chmod(0o755)
+        venv.create(place)
+        packages = next(place.glob("lib/python*/site-packages"))
+        (packages / "at_start.py").write_text(at_start)
+        (packages / "more.pth").write_text("\n".join([ROOT, *site.getsitepackages(), "import at_start\n"]))
+        shutil.copytree(Path(sys.prefix) / "share/jupyter/kernels", place / "share/jupyter/kernels")
+        yield str(place / "bin/python")
+    finally:
+        shutil.rmtree(place)
+
+
+@contextmanager
 def serve(
-    root: bool, ordinary: Ordinary, *, pool: bool = False, left_open: tuple[int, ...] = (), **more: str
-) -> Iterator[Server]:
-    """`more`: what its environment holds beside the ordinary. `left_open`: its descriptors."""
+    root: bool, ordinary: Ordinary, *, pool: bool = False, left_open: tuple[int, ...] = (),
+    python: str = sys.executable, **more: str,
+) -> Iterator[Server]:  # fmt: skip
+    """`more`: what its environment holds beside the ordinary. `left_open`: its descriptors. `python`: what runs it."""
     folder = ordinary.home / "course"
     folder.mkdir()
     environment = ordinary.environment | {"JUPYTERHUB_API_TOKEN": "a-token", "JUPYTER_TOKEN": "a-token"} | more
@@ -202,7 +226,7 @@ def serve(
         audit = mine / "audit"
         environment |= {"HOME": str(mine), "ISOLATED_PYTHON_AUDIT_DIR": str(audit)}
         process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER],
+            [python, "-c", DRIVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -211,7 +235,7 @@ def serve(
         )
     else:
         shutil.chown(folder, ordinary.uid, ordinary.gid)
-        command = [sys.executable, "-c", DRIVER]
+        command = [python, "-c", DRIVER]
         process = ordinary.start(command, stdin=subprocess.PIPE, stderr=None, env=environment, pass_fds=left_open)
     one = Server(process, folder, audit, root=root, pool=pool)
     try:

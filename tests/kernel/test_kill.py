@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import Ordinary
-from tests.kernel.conftest import Server, cgroups_of, commands, outlive, serve, watched
+from tests.kernel.conftest import Server, cgroups_of, commands, environment, has_cgroup, outlive, serve, watched
 
 SOON = 5.0  # seconds
 ONE = {"kernel", "init"}  # victims whose kernel ends, and no other
@@ -131,6 +131,49 @@ def test_who_is_stopped_ends_with_its_supervisor_all_the_same(server: Server, st
         for pid in (pids[stopped], server.process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+# A child when it is imported, and another at the second fork, which is the first kernel's.
+HOSTILE = """
+import os, signal, sys
+
+def child():
+    if os.fork() == 0:
+        os.setsid()
+        os.closerange(3, 1024)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            signal.pause()
+
+def forked():
+    forks.append(1)
+    if len(forks) == 2:
+        child()
+
+forks = []
+if "launcher.zygote" in " ".join(sys.orig_argv):
+    child()
+    os.register_at_fork(after_in_parent=forked)
+"""
+
+
+def test_what_an_environment_starts_in_a_zygote_is_never_out_of_reach(life: bool, ordinary: Ordinary) -> None:
+    """What it starts as it is imported ends with the import, and all else with the supervisor, also one that is killed
+    while nobody can sweep.
+    """
+    if not has_cgroup(root=life):
+        pytest.skip("an ordinary user has no cgroup on this host")
+    with environment("/var/tmp", HOSTILE) as python, serve(life, ordinary, python=python) as server:
+        init = server.start("a")["pid"]
+        supervisor, zygote = (psutil.Process(processes(server, init)[name]) for name in ("supervisor", "zygote"))
+        soon(lambda: sum(one.status() != psutil.STATUS_ZOMBIE for one in zygote.children()), 1)
+        everybody = watched(supervisor.children(recursive=True))
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            supervisor.kill()
+            assert not outlive(everybody, SOON)
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("then", ["given up", "killed"])

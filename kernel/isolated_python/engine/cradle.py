@@ -22,16 +22,21 @@ Want = Callable[[Group | HostError], bool]
 
 
 class Cradle:
-    def __init__(self, mover: Mover, make: Callable[[], Group], zygote: int) -> None:
-        """`make` raises HostError where the host has no cgroup for us: then children are born where the zygote is."""
+    def __init__(self, mover: Mover, make: Callable[[], Group], zygote: int, nursery: Group | None = None) -> None:
+        """`make` raises HostError where the host has no cgroup for us: then children are born where the zygote is.
+
+        `nursery`: where the zygote was born. What it has started there ends as it leaves.
+        """
         self._mover, self._make, self._zygote = mover, make, zygote
-        self._inside: Group | None = None  # where the zygote is
+        self._inside = nursery  # where the zygote is
         self._next: Group | HostError | None = None  # in which a child may be born now
         self._waiting: deque[Want] = deque()
         self._deaths: list[Callable[[], None]] = []  # of the group where the zygote is
         self._moving = False  # the mover has been told the zygote's pid, and has not answered
         self._forget: Callable[[], None] | None = None  # the zygote's pid; since it has ended
         self._owed = True  # a group: for the first birth, and again for each fork that was asked for
+        if nursery is not None:
+            self.when_left(nursery, partial(_remove, nursery))
 
     def ask(self, want: Want) -> None:
         """Call `want` when a child may be born. One follows another: each birth is followed by `go_on`."""

@@ -1,18 +1,23 @@
 """
-The mover: a helper of the supervisor that moves processes into cgroups.
+The mover: a helper of the supervisor that moves processes into cgroups, and outlives it to clear them.
 
-Linux lets a move wait for an RCU grace period, 10 ms and more, in which a supervisor has others to serve.
+Linux lets a move wait for an RCU grace period, 10 ms and more, in which a supervisor has others to serve. And what a
+supervisor that is killed leaves in its groups nobody else would end before the next one starts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from isolated_python.engine.loop import Loop
+from isolated_python.layers import cgroup
 from isolated_python.layers.cgroup import files
 from isolated_python.linux import packets
 
@@ -27,13 +32,15 @@ class Mover:
 
     def _start(self) -> None:
         self._socket, theirs = packets.pair()
+        supervisor = os.pidfd_open(os.getpid())
         pid = os.fork()
         if pid == 0:
             try:
-                _serve(theirs)
+                _serve(theirs, supervisor)
             finally:
                 os._exit(0)
         theirs.close()
+        os.close(supervisor)
         self._loop.listen(self._socket, self._hear)
         self._loop.at_end(pid, self._ended)
 
@@ -66,24 +73,40 @@ class Mover:
             then("the helper that does it has ended")
 
     def close(self) -> None:
+        """The supervisor ends in order: there will be nothing to clear."""
         self._loop.ignore(self._socket)
+        with contextlib.suppress(OSError):  # it has ended already
+            packets.send(self._socket, {"done": True})
         self._socket.close()
 
 
-def _serve(channel: socket.socket) -> None:
-    """In the helper, until the supervisor goes."""
+def _serve(channel: socket.socket, supervisor: int) -> None:
+    """In the helper, until the supervisor goes. `supervisor`: its pidfd."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    own = channel.fileno()
-    os.closerange(3, own)
-    os.closerange(own + 1, 1 << 20)
-    while True:
-        message, entrances = packets.receive(channel)
-        if message is None:
-            return
+    last = 2
+    for kept in sorted((channel.fileno(), supervisor)):
+        os.closerange(last + 1, kept)
+        last = kept
+    os.closerange(last + 1, 1 << 20)
+    with contextlib.suppress(ConnectionError):  # it went before it heard our answer
+        while message := _next(channel):
+            if "done" in message:
+                return
+    ended = select.poll()
+    ended.register(supervisor, select.POLLIN)
+    ended.poll()
+    cgroup.sweep()
+
+
+def _next(channel: socket.socket) -> dict[str, Any] | None:
+    """Serve one order; None where there is none any more."""
+    message, entrances = packets.receive(channel)
+    if message is not None and "pid" in message:
         error = ""
         try:
             files.enter(entrances, message["pid"])
         except OSError as failed:
             error = os.strerror(failed.errno or 0)
         packets.send(channel, {"error": error})
+    return message

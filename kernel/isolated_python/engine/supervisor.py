@@ -7,6 +7,7 @@ calls it was refused, and the end of what it wrote to its standard streams.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -58,7 +59,7 @@ class Supervisor:
         self.shared: Shared | None = None  # until hello
         self.lock = ""  # the path of our own file of identities; empty where we have none, or it is the service's
         self.groups: cgroup.Parent | HostError | None = None  # None: not asked for yet
-        self.births = itertools.count(1)
+        self.births, self.nurseries = itertools.count(1), itertools.count(1)
         self.pool = Pool(self.loop, self._make_ahead)
         self.weights = Weights(self.loop, self.sandboxes)
 
@@ -342,8 +343,8 @@ class Supervisor:
         known = {sandbox.pid for sandbox in self.sandboxes.values()} | {zygote.pid for zygote in self.zygotes.values()}
         return pid in known
 
-    def _group(self) -> cgroup.Group:
-        """A group for a kernel to be born in. Raises HostError where this host has none for us."""
+    def _group(self, name: str = "") -> cgroup.Group:
+        """A group for a kernel to be born in, or for `name`. Raises HostError where this host has none for us."""
         if self.groups is None:
             try:
                 self.groups = cgroup.choose().open()
@@ -352,7 +353,7 @@ class Supervisor:
         if isinstance(self.groups, HostError):
             raise self.groups
         try:
-            return self.groups.group(f"kernel-{next(self.births)}")
+            return self.groups.group(name or f"kernel-{next(self.births)}")
         except OSError as error:
             raise HostError(f"no cgroup can be made: {error}") from error
 
@@ -376,10 +377,13 @@ class Supervisor:
         return self.zygotes[kind]
 
     def _start_zygote(self, kind: zygotes.Kind, made: Plan, uid: int | None) -> zygotes.Zygote:
-        return zygotes.start(kind, made.view, uid, self._cradle)
+        nursery = None
+        with contextlib.suppress(HostError):  # each profile says whether a kernel without a cgroup is refused
+            nursery = self._group(f"zygote-{next(self.nurseries)}")
+        return zygotes.start(kind, made.view, uid, partial(self._cradle, nursery=nursery), nursery=nursery)
 
-    def _cradle(self, zygote: int) -> Cradle:
-        return Cradle(self.mover, self._group, zygote)
+    def _cradle(self, zygote: int, nursery: cgroup.Group | None = None) -> Cradle:
+        return Cradle(self.mover, self._group, zygote, nursery)
 
     def _from_zygote(self, zygote: zygotes.Zygote) -> None:
         message = packets.heard(zygote.control)

@@ -13,6 +13,7 @@ from isolated_python.engine import ROOT
 from isolated_python.engine.cradle import Cradle
 from isolated_python.engine.words import Words
 from isolated_python.launcher.spawn import program, spawn
+from isolated_python.layers import cgroup
 from isolated_python.layers.step import Step
 from isolated_python.linux import caps, namespaces, packets, prctl
 
@@ -51,15 +52,19 @@ class Zygote:
 
 
 def start(
-    kind: Kind, view: list[Step], uid: int | None, cradle: Callable[[int], Cradle], words: Words | None = None
-) -> Zygote:
+    kind: Kind, view: list[Step], uid: int | None, cradle: Callable[[int], Cradle], words: Words | None = None,
+    nursery: cgroup.Group | None = None,
+) -> Zygote:  # fmt: skip
     """Start a zygote that runs as `uid` (None: as who we are) in the view. `cradle`: makes one for a pid.
 
-    `words`: where it writes, if not our log.
+    `words`: where it writes, if not our log. `nursery`: the group in which it begins, so that no child of what it
+    imports is out of our reach.
     """
     ours, theirs = packets.pair()
 
     def before() -> None:
+        if nursery is not None:
+            nursery.attach(os.getpid())
         if words is not None:
             os.dup2(words.write_end, 1)
             os.dup2(words.write_end, 2)
