@@ -77,7 +77,8 @@ def plan(
     image = _image(profile, host, notes)
 
     init: list[Step] = [identity.BecomeUser()]
-    init += files.plan(profile, shared, parted, workspace_later=workspace_later, image=image is not None)
+    kept, later = view.covered(shown), workspace_later
+    init += files.plan(profile, shared, parted, kept, workspace_later=later, image=image is not None)
     if born & namespaces.CLONE_NEWNET:
         init.append(loopback.RaiseLoopback())
     if born & namespaces.CLONE_NEWUTS:

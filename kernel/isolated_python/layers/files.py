@@ -12,7 +12,7 @@ from isolated_python.linux import mount
 from isolated_python.policy.profile import Profile
 
 HOME = "/home/user"
-WORKSPACE = "/mnt/workspace"
+WORKSPACE = view.WORKSPACE
 LAYER = "/tmp/layer"  # what a copy-on-write workspace is written to, while the whole scratch space is seen
 CHANGED = "changes"  # the folder in it with what has changed
 CHANGES = f"{LAYER}/{CHANGED}"
@@ -164,6 +164,20 @@ class CloseScratch(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class ShowTrees(Step):
+    """Programs that lie where a sandbox has a place of its own, an environment in /tmp, are seen there all the same."""
+
+    kept: tuple[tuple[int, str], ...]
+
+    def describe(self) -> str:
+        return f"see {', '.join(path for _, path in self.kept)} in a place of its own"
+
+    def execute(self, descriptors: Descriptors) -> None:
+        view.show(self.kept)
+        mount.mount("/run/empty", view.KEPT, "", mount.MS_BIND)  # where they are not an overlay of its own
+
+
+@dataclass(frozen=True, slots=True)
 class OverlayTrees(Step):
     """A read-only overlay over each shared tree: without it two sandboxes meet in its file locks and inotify events."""
 
@@ -205,12 +219,13 @@ def in_memory(profile: Profile) -> int:
 
 
 def plan(
-    profile: Profile, trees: tuple[str, ...], parted: tuple[int, ...] = (), *, workspace_later: bool = False,
-    image: bool = False,
+    profile: Profile, trees: tuple[str, ...], parted: tuple[int, ...] = (), kept: tuple[tuple[int, str], ...] = (), *,
+    workspace_later: bool = False, image: bool = False,
 ) -> list[Step]:  # fmt: skip
     """The mounts of one kernel, in order. `trees`: what the view shares between sandboxes; empty for no overlay.
 
-    `parted`: the numbers of the view's trees of which it hides something. `image`: there is one for what changes.
+    `parted`: the numbers of the view's trees of which it hides something; `kept`: those that each sandbox has to show.
+    `image`: there is one for what changes.
     """
     steps: list[Step] = [MountProc()] if profile.layers.pid != "off" else []
     run = profile.capabilities.native_code
@@ -221,6 +236,8 @@ def plan(
     if profile.files.mounts:
         steps.append(PlaceMounts(tuple(grant.target for grant in profile.files.mounts)))
     steps.append(CloseScratch())
+    if kept:
+        steps.append(ShowTrees(kept))
     if trees:
         steps.append(OverlayTrees(trees, parted))
     if parted:

@@ -8,7 +8,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from isolated_python.errors import ProtocolError
+from isolated_python.errors import HostError, ProtocolError
 from isolated_python.layers.step import Descriptors, Step
 from isolated_python.linux import mount
 from isolated_python.linux.process import Person
@@ -46,10 +46,15 @@ DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "ur
 CPU_TOPOLOGY = "/sys/devices/system/cpu"  # numpy, torch and joblib count the cores here
 
 # Empty folders that each sandbox puts a mount of its own over.
-PLACES = ("/dev/pts", "/dev/shm", "/home/user", "/mnt/workspace", "/proc", "/run/empty", "/run/lower", "/tmp")
+WORKSPACE = "/mnt/workspace"
+PLACES = ("/dev/pts", "/dev/shm", "/home/user", WORKSPACE, "/proc", "/run/empty", "/run/lower", "/tmp")
 
 # Where the parts of an overlay lie that leaves out what is not granted: of tree N the whiteouts, and the tree itself.
 HIDDEN, TREES = "/run/hidden", "/run/trees"
+# The zygote and every sandbox put a mount of their own over these. A tree that lies below one is kept elsewhere, under
+# its number, to be shown at its own place again: see show.
+COVERED = ("/tmp", "/home/user", "/dev/shm")
+KEPT = "/run/kept"
 WHITEOUT = (stat.S_IFCHR, os.makedev(0, 0))  # linux/fs.h: what this name hides is not there, for an overlay
 LISTS = "/etc/isolated-python/modules.json"  # what a cell may import, for the guard
 
@@ -92,12 +97,16 @@ class BuildRoot(Step):
         for path in SYSTEM:
             if os.path.islink(path):
                 os.symlink(os.readlink(path), STAGE + path)
+        kept = covered(tuple(trees))
         for number, (path, tree) in enumerate(trees.items()):
             names = below(path, self.hidden)
+            where = f"{KEPT}/{number}" if (number, path) in kept else path
             if names:
-                _leave_out(tree, path, number, names)
+                _leave_out(tree, where, number, names)
             else:
-                _place(tree, path)
+                _place(tree, where)
+        for _, path in kept:
+            os.makedirs(STAGE + path, exist_ok=True)
         for path, tree in etc.items():
             _place(tree, path)
         for name, device in devices.items():
@@ -126,6 +135,7 @@ class BuildRoot(Step):
         # For what is imported and built ahead; every sandbox puts its own over them.
         for place in ("/tmp", "/home/user"):
             mount.mount("tmpfs", place, "tmpfs", mount.MS_NOSUID | mount.MS_NODEV, "mode=1777,size=64m")
+        show(kept)
 
 
 def plan(
@@ -176,6 +186,27 @@ def shown(trees: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(
         sorted({p for p in wanted if not any(p != other and p.startswith(other.rstrip("/") + "/") for other in wanted)})
     )
+
+
+def covered(trees: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
+    """Those of the shown trees that lie below COVERED, each with its number. Raises HostError for one that cannot be
+    shown: the workspace is not ours to make folders in.
+    """
+    for tree in trees:
+        if f"{tree}/".startswith(f"{WORKSPACE}/"):
+            raise HostError(
+                f"the environment in {tree!r} lies where a sandbox has its workspace", remedy="install it elsewhere"
+            )
+    return tuple(
+        (number, tree) for number, tree in enumerate(trees) if any(tree.startswith(f"{place}/") for place in COVERED)
+    )
+
+
+def show(kept: tuple[tuple[int, str], ...]) -> None:
+    """Show trees at their own places, over which something was mounted."""
+    for number, path in kept:
+        os.makedirs(path, exist_ok=True)
+        mount.mount(f"{KEPT}/{number}", path, "", mount.MS_BIND | mount.MS_REC)
 
 
 def _leave_out(tree: int, path: str, number: int, names: tuple[str, ...]) -> None:
