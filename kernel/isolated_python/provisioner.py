@@ -73,6 +73,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
     _name = ""
     _prefix = ""
     _kept = ""  # the folder for what it changes
+    _asked = False  # the supervisor has been asked to start it, and so writes down itself what comes of that
     pid: int | None = None
     owner: str | None = None  # who started it first; whoever restarts it does not become that
 
@@ -108,9 +109,21 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Say where the kernel's sockets will be, and keep the rest for the launch."""
+        self._asked = False
+        try:
+            return await self._pre_launch(kwargs)
+        except IsolatedPythonError as error:
+            await self._record(error)
+            raise
+
+    async def _pre_launch(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         manager = self.parent
         if not sys.platform.startswith("linux"):
             raise LaunchError("Isolated Python needs Linux", remedy="choose another kernel on this machine")
+        if self._kernel is not None and self._kernel.status is None:
+            await self.kill()  # started a second time: the first is nobody's any more
+        self._client = await _off_loop(lambda: client.current(places.service(self.service)))
+        self._name = self.kernel_id or secrets.token_hex(16)
         encryption = kwargs.pop("transport_encryption", getattr(manager, "transport_encryption", "disabled"))
         if encryption == "required":
             raise LaunchError(
@@ -118,13 +131,9 @@ class IsolatedProvisioner(KernelProvisionerBase):
                 remedy="leave it at auto: the sockets lie in a folder that only this user can enter",
             )
         extra = kwargs.pop("extra_arguments", [])
-        if self._kernel is not None and self._kernel.status is None:
-            await self.kill()  # started a second time: the first is nobody's any more
-        self._client = await _off_loop(lambda: client.current(places.service(self.service)))
         if self._client.service:
             await self._greet(self._client)  # it says where its sockets will be
         # A restart keeps its sockets, unless the supervisor, and their folder with it, is another by now.
-        self._name = self.kernel_id or secrets.token_hex(16)
         self._pass_records_on(self._client, manager)
         self._prefix = self._client.prefixes.setdefault(
             self._name, f"{self._client.folder}/clients/{secrets.token_hex(4)}"
@@ -175,6 +184,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
             return await self._launch(cmd, kwargs, opened)
         except IsolatedPythonError as error:
             self.log.error("Isolated Python: %s", error)
+            await self._record(error)
             await self._undo()
             raise
         except BaseException:
@@ -183,6 +193,14 @@ class IsolatedProvisioner(KernelProvisionerBase):
         finally:
             for descriptor in opened:
                 os.close(descriptor)
+
+    async def _record(self, error: IsolatedPythonError) -> None:
+        """In the audit: a start that we have refused ourselves. Without a supervisor nobody would write it."""
+        if self._client is not None and not self._asked:
+            owner, reason = self.owner or "", str(error)
+            answer = self._client.ask("refuse", kernel=self._name, owner=owner, named=self.profile, reason=reason)
+            with contextlib.suppress(IsolatedPythonError):
+                await asyncio.wrap_future(answer)
 
     async def _launch(self, cmd: list[str], kwargs: dict[str, Any], opened: list[int]) -> KernelConnectionInfo:
         assert self._client is not None
@@ -216,6 +234,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         ports = [ports[0] + number for number in range(5)]
         # Known before it is asked for: a kernel may have ended before this thread goes on.
         kernel = self._client.kernels[self._name] = client.Kernel(self._name)
+        self._asked = True
         asked = self._client.ask(
             "start",
             given,

@@ -95,13 +95,35 @@ def test_what_is_not_started_and_what_is_weakened_is_told(server: Server) -> Non
     assert "cgroup" in weakened["what"]
 
 
-def test_a_program_that_does_not_exist_is_no_kernel(server: Server) -> None:
-    """The provisioner says so, and asks the supervisor for nothing. What that refuses: tests/kernel/test_kill.py."""
-    said = server.refused("a", spec={"argv": ["/usr/bin/no-such-program", "{connection_file}"]})["error"]
-    assert "does not exist" in said
+REFUSED: dict[str, dict[str, Any]] = {
+    "does not exist": {"spec": {"argv": ["/usr/bin/no-such-program", "{connection_file}"]}},
+    "there is no profile": {"profile": "standart"},
+    "No such file": {"cwd": "/nowhere/at/all"},
+    "did you mean memory": {"overrides": {"resources": {"memry": "1 GiB"}}},
+    "no network transport to encrypt": {
+        "spec": {
+            "metadata": {
+                "kernel_provisioner": {"provisioner_name": "isolated-python"},
+                "supported_encryption": ["curve"],
+            }
+        },
+        "manager": {"transport_encryption": "required"},
+    },
+}
+
+
+def test_what_the_servers_side_refuses_is_told_too(server: Server) -> None:
+    """The provisioner asks the supervisor for no kernel then. What that refuses itself: tests/kernel/test_kill.py."""
     server.start()
+    for number, (words, values) in enumerate(REFUSED.items(), 1):
+        assert words in server.refused("a", **values)["error"]
+        refused = server.records("start-refused")
+        assert len(refused) == number
+        assert refused[-1]["owner"] == ("ann" if "manager" not in values else "")  # nobody has been asked for yet
+        assert words in refused[-1]["reason"]
+        assert refused[-1]["profile"] == values.get("profile", "standard")
+        assert refused[-1]["kernel"] not in ("", *(one["kernel"] for one in refused[:-1]))
     assert len(server.records("kernel-started")) == 1
-    assert server.records("start-refused") == []
 
 
 def test_limits_that_were_met_are_told(server: Server) -> None:

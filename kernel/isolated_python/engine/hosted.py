@@ -321,12 +321,16 @@ class Hosted(Supervisor):
     def counted(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
         self.report(request, descriptors, reply)
 
+    def refused(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        self.refuse(request, descriptors, reply)
+
     SERVERS: ClassVar[dict[str, Callable[..., None]]] = {
         "resolve": resolve,
         "see": show,
         "start": launch,
         "signal": signalled,
         "forget": let_go,
+        "refuse": refused,
         "list": counted,
     }
 

@@ -196,6 +196,11 @@ class Supervisor:
         self.ledger.end(name)
         self.idle.discard(name)
 
+    def refuse(self, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """A start that the server's side has refused: for the record."""
+        self._start_refused(request, word(request.get("reason"), 1000))
+        reply()
+
     def report(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         """What runs, PAGE at a time from the number `start` on: an answer has a bound, and a site many kernels."""
         start = int(request.get("start", 0))
@@ -221,6 +226,7 @@ class Supervisor:
         "start": start,
         "signal": signal,
         "forget": forget,
+        "refuse": refuse,
         "list": report,
     }
 
@@ -268,7 +274,7 @@ class Supervisor:
             if not answered:
                 answered = True
                 if error and starts:
-                    self._start_refused(request, error)
+                    self._start_refused(request, str(error))
                 try:
                     tell({"id": number, **(error.to_wire() if error else values)})
                 except ProtocolError as large:
@@ -289,12 +295,12 @@ class Supervisor:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _start_refused(self, request: Request, error: IsolatedPythonError) -> None:
+    def _start_refused(self, request: Request, reason: str) -> None:
         profile = request.get("profile")
         about = {"profile": profile.get("name") if isinstance(profile, dict) else request.get("named")}
         about |= {name: request.get(name) for name in ("kernel", "owner")}
         texts = {name: value if isinstance(value, str) else "" for name, value in about.items()}
-        self.ledger.tell("start-refused", texts.pop("kernel"), account_of="", reason=str(error), **texts)
+        self.ledger.tell("start-refused", texts.pop("kernel"), account_of="", reason=reason, **texts)
 
     def _mirror(self, record: dict[str, Any]) -> None:
         """The server may pass records on. One that does not listen does not hold us up: the file has them."""
@@ -489,8 +495,8 @@ def received(peer: socket.socket) -> tuple[Request | None, list[int]]:
         return None, []
 
 
-def word(verb: object) -> str:
-    return verb[:40] if isinstance(verb, str) else ""
+def word(verb: object, longest: int = 40) -> str:
+    return verb[:longest] if isinstance(verb, str) else ""
 
 
 def _tell(visitor: socket.socket, message: dict[str, Any]) -> None:
