@@ -20,7 +20,7 @@ from isolated_python.layers import seccomp
 from isolated_python.linux import packets
 from isolated_python.policy.profile import Channels
 from isolated_python.relay import zmtp
-from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, SOCKET_TYPES, WHOLE, Bounds
+from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, SOCKET_TYPES, WAITING, WHOLE, Bounds
 from jupyter_client.session import Session
 
 from tests.relay.test_zmtp import GREETING, message, ready
@@ -304,6 +304,29 @@ def test_what_a_dead_kernel_said_comes_before_what_is_said_of_it(relay: Relay) -
     assert [one["msg_type"] for one in told] == ["error", "status"]
     assert told[0]["content"]["evalue"] == "of something"
     assert {one["parent_header"]["msg_id"] for one in told} == {asked["header"]["msg_id"]}
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_slow_client_gets_the_last_words_and_one_that_never_reads_holds_nobody_up(relay: Relay, reads: bool) -> None:
+    """When the supervisor hears that all is told, it lets go of a dead kernel: what waits in the relay is lost."""
+    for name in ("k", "other"):
+        relay.open(name)
+    a_cell_runs(relay)
+    client, kernel = relay.pair("iopub")
+    with client, kernel:
+        said = message(b"kernel.x.stream", b"x" * 10_000) * (WAITING * 3 // 2 // 10_000)  # more than Linux takes
+        kernel.sendall(said)
+        kernel.shutdown(socket.SHUT_WR)
+        assert to_the_end(kernel) == b""  # the relay has noticed its end
+        for name in ("k", "other"):
+            relay.tell("insert", name, ename="KernelDied", evalue="of something", traceback=[])
+        assert relay.event() == {"event": "inserted", "kernel": "other"}, "it does not wait for a slow reader"
+        heard = exactly(client, len(said)) if reads else b""
+        assert relay.event() == {"event": "inserted", "kernel": "k"}
+        relay.tell("close")
+        if reads:
+            heard += to_the_end(client)
+            assert len(messages(heard)) == len(messages(said)) + 2
 
 
 def fill(kernel: socket.socket, whole: bytes) -> bytes:
