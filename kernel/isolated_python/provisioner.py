@@ -118,8 +118,6 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
     async def _pre_launch(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         manager = self.parent
-        if not sys.platform.startswith("linux"):
-            raise LaunchError("Isolated Python needs Linux", remedy="choose another kernel on this machine")
         if self._kernel is not None and self._kernel.status is None:
             await self.kill()  # started a second time: the first is nobody's any more
         self._client = await _off_loop(lambda: client.current(places.service(self.service)))

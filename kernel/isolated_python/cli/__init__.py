@@ -3,7 +3,7 @@ The command line: `jupyter isolated …`, one module a command, loaded when it i
 
 Runs:     in a terminal
 Trusts:   the person at it
-Imports:  errors, policy, audit, engine, layers, linux, guard, doors
+Imports:  errors, entry, policy, audit, engine, layers, linux, guard, doors
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 
 from isolated_python import __version__
 from isolated_python.cli.completion import VARIABLE
+from isolated_python.entry import check
 from isolated_python.errors import IsolatedPythonError
 
 COMMANDS = {
@@ -67,6 +68,7 @@ def cli() -> None:
 
 def main() -> None:
     try:
+        check()
         cli(prog_name="jupyter isolated", complete_var=VARIABLE)
     except IsolatedPythonError as error:
         click.echo(f"error: {error}", err=True)
