@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,14 @@ def test_a_kernelspec_for_a_profile_is_installed(jupyter_isolated: Terminal) -> 
     assert jupyter_isolated("install", "--user").returncode == 0
     found = jupyter_isolated.home / ".local/share/jupyter/kernels/isolated-python/kernel.json"
     assert json.loads(found.read_text())["display_name"] == "Isolated Python"
+    for words in ([], ["--sys-prefix"]):  # into the environment, if it is one's own
+        done = jupyter_isolated("install", "--profile", "shared", "--name", "isolated-test", *words)
+        if jupyter_isolated.root or (os.geteuid() != 0 and os.access(sys.prefix, os.W_OK)):
+            where = Path(sys.prefix) / "share/jupyter/kernels/isolated-test"
+            assert (done.returncode, done.stdout) == (0, f"Isolated Python (shared): {where}\n"), done.stderr
+            shutil.rmtree(where)
+        else:
+            is_refused(done, "choose --user, or a --prefix that is yours")
     is_refused(jupyter_isolated("install", "--profile", "none-such"), "there is no profile")
     is_refused(jupyter_isolated("install", "--prefix", "/proc/none"), "cannot be written to /proc")
     for wrong in (["--name", "a b"], ["--user", "--sys-prefix"]):

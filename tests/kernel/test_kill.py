@@ -115,20 +115,20 @@ def test_who_is_killed_takes_along_what_hangs_on_it_and_nothing_else(server: Ser
         assert server.text("print(x + 1)", "b") == "42"
 
 
-@pytest.mark.parametrize("stopped", ["zygote", "relay", "init"])
-def test_who_is_stopped_ends_with_its_supervisor_all_the_same(server: Server, stopped: str) -> None:
-    """It cannot notice that its supervisor was killed; and nobody sweeps, since the server is stopped, too."""
+def test_who_is_stopped_ends_with_its_supervisor_all_the_same(server: Server) -> None:
+    """It cannot notice that its supervisor was killed; and nobody sweeps, since server and mover are stopped, too."""
     init = server.start("a", pool=False)["pid"]
     supervisor = psutil.Process(server.ask("supervisor")["pid"])
-    pids = {**processes(server, init), "init": init}
-    everybody = watched(supervisor.children(recursive=True))
-    for pid in (pids[stopped], server.process.pid):
+    pids = processes(server, init)
+    everybody = watched([one for one in supervisor.children(recursive=True) if one.pid != pids["mover"]])
+    stopped = [init, *(pids[name] for name in ("zygote", "relay", "mover", "server"))]
+    for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
         supervisor.kill()
         assert not outlive(everybody, SOON)
     finally:
-        for pid in (pids[stopped], server.process.pid):
+        for pid in stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 

@@ -24,7 +24,7 @@ from isolated_python.errors import HostError
 from isolated_python.layers import seccomp as layer
 from isolated_python.layers.filters import ALLOW, KILL, NOTIFY, Match, Table, refuse
 from isolated_python.layers.step import Step
-from isolated_python.linux import seccomp
+from isolated_python.linux import libc, seccomp
 from isolated_python.policy.profile import Layers, Profile
 
 X86_64, AARCH64, I386 = 0xC000003E, 0xC00000B7, 0x40000003
@@ -149,6 +149,16 @@ def test_every_call_has_one_place_and_every_name_exists(name: str) -> None:
     assert not set(grouped) & {rule.call for rule in table.rules}
     here, there = names("x86_64"), names("aarch64")
     assert {call for call in every_call(table) if here[call] < 0 and there[call] < 0} <= NEWER | ELSEWHERE
+
+
+@pytest.mark.parametrize("machine", list(libc.NUMBERS))
+def test_the_numbers_of_our_own_calls_are_those_that_libseccomp_knows(machine: str) -> None:
+    """Of both machines; what libseccomp is too old to know has a number that is the same on all."""
+    arch = {"x86_64": pyseccomp.Arch.X86_64, "aarch64": pyseccomp.Arch.AARCH64}[machine]
+    known = {call: pyseccomp.resolve_syscall(arch, call) for call in libc.NUMBERS[machine]}
+    wrong = {call: number for call, number in known.items() if number >= 0 and number != libc.NUMBERS[machine][call]}
+    assert wrong == {}
+    assert {call for call, number in known.items() if number < 0} <= {*libc._COMMON}
 
 
 def test_nothing_that_grants_looks_away_from_the_upper_half() -> None:
