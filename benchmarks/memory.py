@@ -11,9 +11,12 @@ FIGURES = (
     Figure("memory.science", "the same with the scientific stack imported, from 1 to 10", "MB", 0.17),
     Figure("memory.relay", "memory of the relay with 50 kernels", "MB", 20, by="value"),
     Figure("memory.message", "CPU of the relay per message, 50 kernels at once", "µs", 10, by="value"),
+    Figure("memory.alone", "the same where each comes alone, from one kernel", "µs", by="value"),
+    Figure("memory.bare", "CPU of a loop that reads nothing, for the same messages: the floor", "µs", by="value"),
 )
 SPECS = (("isolated", "1", "memory.10", "memory.40"), ("isolated-science", IMPORTS, "memory.science", ""))
 STREAM = "from IPython.display import display\nfor i in range({}): display(i)"
+ALONE = "import time\nfrom IPython.display import display\nfor i in range({}): display(i); time.sleep(0.001)"
 
 
 def measure(bench: Bench) -> None:
@@ -24,7 +27,7 @@ def measure(bench: Bench) -> None:
                 for kind in ("stock", spec):
                     with bench.servers(kind) as servers:
                         grow(bench, kind, servers[kind], code, to_10, to_40)
-    with bench.taking("memory.relay", "memory.message") as wanted:
+    with bench.taking("memory.relay", "memory.message", "memory.alone", "memory.bare") as wanted:
         for _ in bench.rounds("the relay with 50 kernels", 3, 1) if wanted else ():
             with bench.servers("isolated") as servers:
                 _relay(bench, servers["isolated"])
@@ -51,9 +54,14 @@ def _relay(bench: Bench, server: Server) -> None:
     for name in names:
         server.ask("start", name=name, spec="isolated")
     server.ask("settle")
-    before = server.ask("relay")
-    bench.note("memory.relay", "isolated", before["mb"])
-    heard = server.ask("stream", names=names, code=STREAM.format(100 if bench.quick else 400))
-    spent = server.ask("relay")["cpu"] - before["cpu"]
-    messages = heard["messages"] + 2 * len(names)  # the requests and the replies
-    bench.note("memory.message", "isolated", spent / messages)
+    bench.note("memory.relay", "isolated", server.ask("relay")["mb"])
+    code = STREAM.format(100 if bench.quick else 400)
+    before = server.ask("relay")["cpu"]
+    heard = server.ask("stream", names=names, code=code)["messages"]
+    spent = server.ask("relay")["cpu"] - before
+    bench.note("memory.message", "isolated", spent / (heard + 2 * len(names)))  # the requests and the replies
+    server.ask("between", names=["0"])
+    before = server.ask("relay")["cpu"], server.ask("bare")
+    heard = server.ask("stream", names=["0"], code=ALONE.format(500 if bench.quick else 2000))["messages"]
+    bench.note("memory.alone", "isolated", (server.ask("relay")["cpu"] - before[0]) / heard)
+    bench.note("memory.bare", "isolated", (server.ask("bare") - before[1]) / heard)

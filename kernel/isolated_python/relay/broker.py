@@ -550,7 +550,7 @@ class Broker:
             self.drain(other, end)
             return
         if end.out:
-            del end.out[: _taken(end, memoryview(end.out)[:CHUNK])]
+            del end.out[: _taken(end, memoryview(end.out)[:WAITING])]
         self.adjust(end)
         if other is not None:
             self.adjust(other)
