@@ -140,6 +140,40 @@ def test_the_pieces_that_a_stream_comes_in_change_nothing(stream: Stream, sizes:
         assert getattr(cut, name) == getattr(whole, name), name
 
 
+@st.composite
+def nearly(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """A message that is usual, and what follows it: messages that begin like it, or nearly."""
+    sizes = draw(st.lists(st.integers(0, 40) | st.just(300), min_size=1, max_size=4))
+    first = b"".join(zmtp.frame(b"x" * size, more=True) for size in sizes)
+    heads = [sum(size + (9 if size > 255 else 2) for size in sizes[:number]) for number in range(len(sizes))]
+    follow = bytearray()
+    for last, change in draw(st.lists(st.tuples(pieces, st.integers(0, 3)), min_size=1, max_size=4)):
+        one = bytearray(first + last)
+        if not change:
+            one[draw(st.sampled_from(heads)) + draw(st.integers(0, 1))] = draw(st.integers(0, 8))
+        follow += one
+    return first + zmtp.frame(b"last", more=False), bytes(follow)
+
+
+@given(nearly(), cuts)
+@settings(max_examples=250, deadline=None)
+# A message of another shape, one that is too large to be held, one with more frames than granted.
+@example((b"\x01\x01x\0\0", b"\x01\x02xx\0\0\x01\x01x\0\0"), [1 << 16])
+@example((b"\x01\x01x\0\0", b"\x01\x01x" + zmtp.frame(b"x" * WHOLE, more=False)), [1 << 16])
+@example((b"\x01\0" * 3 + b"\0\0", b"\x01\0" * FRAMES + b"\0\0"), [7])
+def test_a_message_that_begins_as_usual_is_read_like_any_other(said: tuple[bytes, bytes], sizes: list[int]) -> None:
+    usual, follow = said
+    before = usual * (zmtp.PATIENCE + 2)
+    alone = walked(Stream(SHELL, OPENED + follow), sizes)
+    after = walked(Stream(SHELL, OPENED + before + follow), sizes)
+    assert after.refused == alone.refused
+    assert after.messages == alone.messages + zmtp.PATIENCE + 2
+    assert after.seen[zmtp.PATIENCE + 2 :] == alone.seen
+    assert after.between == alone.between
+    if not alone.refused:
+        assert after.forwarded == OPENED + before + alone.forwarded[len(OPENED) :]
+
+
 OURS = zmtp.frame(b"of ours", more=False)
 
 

@@ -149,11 +149,11 @@ class Kernel:
 
     def published(self, frames: list[bytes]) -> None:
         """The kernel has sent a message on iopub."""
-        before = self.cells.turn
+        before = self.cells.running
         if self.cells.published(frames):
             self.busy = False
             self.broker.tell_of(self, "")
-        elif self.cells.turn != before:
+        elif self.cells.running is not before:
             self.broker.tell_of(self, self.cells.turn)
         if self.granted.wall_clock is not None:
             self.turns.published(frames)

@@ -154,4 +154,5 @@ def _is_text(value: object) -> bool:
 
 
 def printable(text: str) -> str:
-    return "".join(letter for letter in text[:LONGEST_ID] if letter.isprintable())
+    start = text[:LONGEST_ID]
+    return start if start.isprintable() else "".join(letter for letter in start if letter.isprintable())

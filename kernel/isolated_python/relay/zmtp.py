@@ -6,6 +6,7 @@ Sans-IO: bytes go in, the same bytes come out, later or never. rfc.zeromq.org/sp
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 from isolated_python.relay.rules import COMMANDS, HEARTBEAT, LONGEST_COMMAND, SOCKET_TYPES, WHOLE, Bounds, KiB, Refused
@@ -14,9 +15,33 @@ GREETING = 64
 MORE, LONG, COMMAND = 1, 2, 4
 NULL = b"NULL".ljust(20, b"\0")
 MOST_WISHES = 8 * KiB  # that are kept, and a command more
+PATIENCE = 8  # messages of another shape, before one of them is taken for the usual one
+MOST_HEADS = 16  # frames of a usual message
 
 Inspect = Callable[[list[bytes]], bool | None]
 Edit = Callable[["Walk", bool], "bytes | None"]
+
+
+class Shape:
+    """How a message begins: the heads of all its frames but the last, and where they stand.
+
+    Messages that follow each other often differ in their last frame alone. Where the heads of the others are the same
+    bytes in the same places, to read them one by one would find what was found, and counted, the last time.
+    """
+
+    __slots__ = ("frames", "heads", "length", "read", "size")
+
+    def __init__(self, data: bytes | bytearray = b"", spans: list[tuple[int, int, int]] | tuple[()] = ()) -> None:
+        """`spans`: where each frame's head, body and end are. Without any, no message is like it."""
+        layout = struct.Struct("".join(f"{body - head}s{stop - body}x" for head, body, stop in spans) or "0s")
+        self.read = layout.unpack_from
+        self.length = layout.size
+        self.heads = tuple(bytes(data[head:body]) for head, body, _ in spans)
+        self.frames = len(spans)
+        self.size = sum(stop - body for _, body, stop in spans)
+
+
+LIKE_NONE = Shape()
 
 
 class Walk:
@@ -30,7 +55,7 @@ class Walk:
 
     __slots__ = (
         *("bounds", "inspect", "edit", "whole", "only", "greeted", "ready", "held", "scanned", "passing", "torn"),
-        *("dropping", "frames", "size", "seen", "messages", "bytes", "_more", "_most", "_edits"),
+        *("dropping", "frames", "size", "seen", "messages", "bytes", "_more", "_most", "_edits", "_usual", "_unusual"),
         *("known", "opening", "wishes"),
     )
 
@@ -66,6 +91,8 @@ class Walk:
         self.messages = self.bytes = 0  # that came to their end
         self._more = False  # frames follow the one that is passing
         self._most = HEARTBEAT if bounds.channel == "hb" else bounds.message
+        self._usual = LIKE_NONE  # how most of the messages begin
+        self._unusual = 0  # messages since it was found that have another
         self._edits: list[tuple[int, int, bytes]] = []  # from and to where something else goes on than what came
 
     @property
@@ -127,24 +154,24 @@ class Walk:
         message that nobody wants to see.
         """
         through, place, end = 0, self.scanned, len(data)  # what goes on; what has been read
-        last = end - 1
+        last, usual = end - 1, self._usual
         frames, size, most_frames = self.frames, self.size, self.bounds.frames
         most = self._most if self.ready else -1
         while place < last:
+            if not frames:
+                if place + usual.length < last and usual.read(data, place) == usual.heads:
+                    frames, size, place = usual.frames, usual.size, place + usual.length
+                else:
+                    self._unusual += 1
             flags = data[place]
             if flags < LONG:
                 body = place + 2
                 stop = body + data[place + 1]
-            elif flags > (MORE | LONG | COMMAND):
-                raise Refused("unknown flags")
             else:
-                body = place + (9 if flags & LONG else 2)
-                if end < body:
+                body, stop = self._long(data, place, flags, alone=not frames)
+                if not stop:
                     break
-                stop = body + int.from_bytes(data[place + 1 : body], "big")
                 if flags & COMMAND:
-                    if not self._command(data, place, body, stop, alone=not (flags & MORE or frames)):
-                        break
                     most = self._most if self.ready else -1
                     place = through = stop
                     continue
@@ -166,6 +193,8 @@ class Walk:
                 if not self.torn and self._concerns(data, through):
                     self.size = size
                     self._decide(data, through, place, place, whole=True)
+                if self._unusual > PATIENCE and not self.torn:
+                    usual = self._learn(data, through, place)
                 self._end(size)
                 through, frames, size = place, 0, 0
         self.frames, self.size, self.scanned = frames, size, place - through
@@ -199,7 +228,7 @@ class Walk:
 
     def _decide(self, data: bytes | bytearray, start: int, read: int, stop: int, *, whole: bool) -> bool:
         """Show the frames from `start` to `read`. True: something else goes on instead of all up to `stop`."""
-        self.seen = bodies(data, start, read)
+        self.seen = [bytes(data[body:end]) for _, body, end in spans(data, start, read)]
         kept_back = (
             self.inspect is not None
             and (not self.only or (self.seen and self.seen[0].endswith(self.only)))
@@ -226,15 +255,35 @@ class Walk:
             self.held += data[through:]
         return on
 
-    def _command(self, data: bytes | bytearray, start: int, middle: int, stop: int, *, alone: bool) -> bool:
-        """What stands there is a command, its body in the middle. False: not all of it has come.
+    def _learn(self, data: bytes | bytearray, start: int, stop: int) -> Shape:
+        """The whole message that stands there is taken for a usual one."""
+        self._unusual = 0
+        *but_last, _ = spans(data, start, stop)
+        if len(but_last) < MOST_HEADS:
+            self._usual = Shape(data, but_last)
+        return self._usual
+
+    def _long(self, data: bytes | bytearray, place: int, flags: int, *, alone: bool) -> tuple[int, int]:
+        """Body and end of a frame that is long, or a command, or neither. End 0: not all that is wanted has come.
 
         `alone`: it is no part of a message.
         """
-        if not alone or stop - middle > LONGEST_COMMAND:
-            raise Refused("command")
-        if len(data) < stop:
-            return False
+        if flags > (MORE | LONG | COMMAND):
+            raise Refused("unknown flags")
+        body = place + (9 if flags & LONG else 2)
+        if len(data) < body:
+            return body, 0
+        stop = body + int.from_bytes(data[place + 1 : body], "big")
+        if flags & COMMAND:
+            if flags & MORE or stop - body > LONGEST_COMMAND or not alone:
+                raise Refused("command")
+            if len(data) < stop:
+                return body, 0
+            self._command(data, place, body, stop)
+        return body, stop
+
+    def _command(self, data: bytes | bytearray, start: int, middle: int, stop: int) -> None:
+        """What stands there is a command, its body in the middle."""
         body = bytes(data[middle:stop])
         name = body[1 : 1 + body[0]] if body else b""
         if name not in COMMANDS or len(body) > COMMANDS[name] + 16:
@@ -254,7 +303,6 @@ class Walk:
                 raise Refused("another opening than that of the kernel before")
             self._edits.append((start, stop, b""))
             self.known = b""
-        return True
 
 
 def properties(data: bytes) -> dict[bytes, bytes]:
@@ -271,13 +319,14 @@ def properties(data: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def bodies(data: bytes | bytearray, start: int, stop: int) -> list[bytes]:
-    """Of the frames that stand there whole."""
+def spans(data: bytes | bytearray, place: int, until: int) -> list[tuple[int, int, int]]:
+    """Where head, body and end are of each frame that stands there, all of which have been read once."""
     found = []
-    while start < stop:
-        body = start + (9 if data[start] & LONG else 2)
-        start = body + int.from_bytes(data[start + 1 : body], "big")
-        found.append(bytes(data[body:start]))
+    while place < until:
+        body = place + (9 if data[place] & LONG else 2)
+        stop = body + int.from_bytes(data[place + 1 : body], "big")
+        found.append((place, body, stop))
+        place = stop
     return found
 
 
