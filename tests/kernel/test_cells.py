@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.kernel.conftest import Server
 
 LOOP = "while True: pass"
@@ -58,6 +60,26 @@ def test_a_cell_shows_so_much_and_no_more(server: Server) -> None:
     assert "grants one cell 50 messages" in answer["text"]
     assert "ZeroDivisionError" in answer["text"]
     assert server.text("print('next')") == "next"
+
+
+@pytest.mark.parametrize("more", [{}, {"cells": {"output": "8 MiB"}}, {"capabilities": {"display": ["text/html"]}}])
+def test_what_is_too_large_to_be_shown_at_once_is_dropped_and_the_cell_goes_on(
+    root_server: Server, more: dict[str, Any]
+) -> None:
+    """It is told so, ends, and shows what comes after; the client stays connected."""
+    root_server.start(overrides={"channels": {"message": "1 MiB"}, **more})
+    for act in (
+        "print('x' * (2 << 20), flush=True)",
+        "display({'text/plain': 'x' * (3 << 20)}, raw=True)",
+        "import comm; comm.create_comm(target_name='x', buffers=[bytes(2 << 20)])",
+    ):
+        answer = root_server.run(f"print('before', flush=True)\n{act}\nprint('after')")
+        assert answer["status"] == "ok", answer
+        assert answer["text"].startswith("before"), answer["text"][:300]
+        assert answer["text"].count("larger than the 1 MiB that the profile standard grants") == 1, answer["text"][:900]
+        assert "(channels.message)" in answer["text"]
+        assert answer["text"].rstrip().endswith("after"), answer["text"][-300:]
+    assert root_server.records("relay-refused", rule="message size (kernel)")
 
 
 SHOW = (

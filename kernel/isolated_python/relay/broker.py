@@ -17,8 +17,8 @@ from typing import Any
 from isolated_python.errors import ProtocolError
 from isolated_python.linux import packets
 from isolated_python.relay.confine import confine
-from isolated_python.relay.messages import STATUS, Cells, asks_for_usage
-from isolated_python.relay.output import Output, Turns
+from isolated_python.relay.messages import STATUS, Cells, asks_for_usage, short
+from isolated_python.relay.output import MiB, Output, Turns, part_of
 from isolated_python.relay.rules import CHANNELS, CLIENT, EDITED, KERNEL, WAITING, WHOLE, Bounds, Granted, Refused
 from isolated_python.relay.zmtp import Edit, Inspect, Walk
 
@@ -66,7 +66,8 @@ class End:
         edit = kernel.edit(channel) if side == KERNEL else None
         whole = WHOLE if edit is None or kernel.granted.display is None else EDITED
         self.rated = (channel, side) == ("iopub", KERNEL)
-        self.walk = Walk(bounds, inspect, edit, whole, STATUS if self.rated else b"", known)
+        beyond = kernel.beyond if self.rated else None
+        self.walk = Walk(bounds, inspect, edit, whole, STATUS if self.rated else b"", known, beyond)
         self.spent_bytes = self.spent_messages = 0
         self.window = 0.0
 
@@ -169,6 +170,16 @@ class Kernel:
             return None
         refused = partial(self.broker.refuse, self, channel)
         return Output(self.granted, self.turns, self.cells, self.key, refused).edit
+
+    def beyond(self, frames: list[bytes]) -> bytes:
+        """What the kernel says on iopub is larger than a message may be. What its cell is told instead."""
+        self.broker.refuse(self, "iopub", "message size (kernel)")
+        return self.cells.notice(self.key, self.too_large(), short(part_of(frames, 3)))
+
+    def too_large(self) -> str:
+        """A sentence."""
+        most = f"{self.channels['message'] / MiB:g} MiB that the profile {self.granted.profile} grants"
+        return f"what this kernel said at once was larger than the {most}, and was dropped (channels.message)"
 
     def prompted(self, frames: list[bytes]) -> None:
         """The kernel asks a person for input: not where every client has said that nobody is there."""
@@ -472,8 +483,11 @@ class Broker:
             elif events & GONE and end.open:
                 self.hung_up(end)
         except Refused as refused:
-            self.refuse(end.link.kernel, end.link.channel, f"{refused.rule} ({end.side})")
+            kernel = end.link.kernel
+            self.refuse(kernel, end.link.channel, f"{refused.rule} ({end.side})")
             self.close(end.link)
+            if (refused.rule, end.side) == ("message size", KERNEL):
+                kernel.notices = [*kernel.notices, kernel.too_large()][-NOTICES:]
         except OSError:
             self.gone(end)
 

@@ -56,7 +56,7 @@ class Walk:
     __slots__ = (
         *("bounds", "inspect", "edit", "whole", "only", "greeted", "ready", "held", "scanned", "passing", "torn"),
         *("dropping", "frames", "size", "seen", "messages", "bytes", "_more", "_most", "_edits", "_usual", "_unusual"),
-        *("known", "opening", "wishes"),
+        *("known", "opening", "wishes", "beyond"),
     )
 
     def __init__(
@@ -67,15 +67,18 @@ class Walk:
         whole: int = WHOLE,
         only: bytes = b"",
         known: bytes = b"",
+        beyond: Callable[[list[bytes]], bytes] | None = None,
     ) -> None:
         """`whole`: bytes of a message that is held until all of it is there.
 
         `only`: what the first frame of a message ends with, where no other is of interest to `inspect`.
         `known`: the greeting and READY that the other side has heard from the kernel before this one. These must be
         the same, and do not go on.
+        `beyond`: says, by the first frames of a message that is larger than its bound, what goes on instead of it;
+        without, and where a part of it is through already, such a message is refused.
         """
-        self.bounds, self.inspect, self.edit, self.whole, self.only = bounds, inspect, edit, whole, only
-        self.known = known
+        self.bounds, self.inspect, self.edit, self.only = bounds, inspect, edit, only
+        self.known, self.beyond = known, beyond
         self.opening = bytearray()  # the greeting and READY
         self.wishes = bytearray()  # the commands after it that hold as long as the connection does
         self.greeted = 0  # bytes of the greeting that have passed
@@ -91,6 +94,7 @@ class Walk:
         self.messages = self.bytes = 0  # that came to their end
         self._more = False  # frames follow the one that is passing
         self._most = HEARTBEAT if bounds.channel == "hb" else bounds.message
+        self.whole = min(whole, self._most)
         self._usual = LIKE_NONE  # how most of the messages begin
         self._unusual = 0  # messages since it was found that have another
         self._edits: list[tuple[int, int, bytes]] = []  # from and to where something else goes on than what came
@@ -178,7 +182,7 @@ class Walk:
             frames += 1
             size += stop - body
             if size > most or frames > most_frames:  # before a byte of the frame's body is waited for
-                raise Refused(self._excess(size))
+                self._exceed(size, frames)
             if size > self.whole:  # also where it came in one piece: what is seen hangs on no accident of reading
                 self.size = size
                 through = self._tear(data, through, place, min(stop, end))
@@ -200,11 +204,14 @@ class Walk:
         self.frames, self.size, self.scanned = frames, size, place - through
         return self._divide(data, through)
 
-    def _excess(self, size: int) -> str:
-        """Which bound this is beyond."""
+    def _exceed(self, size: int, frames: int) -> None:
+        """Raises Refused, unless it is a message that may be dropped, and nothing of it has gone on."""
         if not self.ready:
-            return "a message before READY"
-        return "message size" if size > self._most else "frames in a message"
+            raise Refused("a message before READY")
+        if frames > self.bounds.frames:
+            raise Refused("frames in a message")
+        if self.beyond is None or (self.torn and not self.dropping):
+            raise Refused("message size")
 
     def _concerns(self, data: bytes | bytearray, start: int) -> bool:
         """Whether anybody wants to see the message that begins there."""
@@ -235,7 +242,10 @@ class Walk:
             and self.inspect(self.seen)
             and whole
         )
-        instead = b"" if kept_back else self.edit(self, whole) if self.edit is not None else None
+        if self.beyond is not None and self.size > self._most:
+            instead: bytes | None = self.beyond(self.seen)
+        else:
+            instead = b"" if kept_back else self.edit(self, whole) if self.edit is not None else None
         self.seen = []
         if instead is not None:
             self._edits.append((start, stop, instead))
