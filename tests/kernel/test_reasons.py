@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import Any
 
 import pytest
 from isolated_python.guard.explain import REASONS, kind, told
-from isolated_python.policy import sources
+from isolated_python.policy import parse, sources
 
 from tests.kernel.conftest import Server
 
@@ -23,7 +24,7 @@ BARE: dict[str, Any] = {
     "capabilities": {"subprocess": False, "sockets": False, "native_code": False, "threads": 8},
 }
 
-COPY: dict[str, Any] = {"files": {"workspace": "copy-on-write", "size": "16 MiB"}}
+COPY: dict[str, Any] = {"files": {"workspace": "copy-on-write", "size": "16 MiB", "links": False}}
 IN_MEMORY: dict[str, Any] = {
     "files": {"workspace": "copy-on-write"},
     "resources": {"memory": "256 MiB", "tmp": "16 MiB", "shm": "4 MiB"},
@@ -38,6 +39,16 @@ FOREIGN_CALL = (  # of 32 bits: mov eax, 20 (getpid); int 0x80; ret
 THREADS = (
     "import threading\ngo = threading.Event()\n"
     "try:\n    for _ in range(200): threading.Thread(target=go.wait).start()\nfinally: go.set()"
+)
+
+WATCHES = (
+    "import ctypes, os\nlibc, held = ctypes.CDLL(None, use_errno=True), []\ntry:\n    while True:\n"
+    "        one = libc.inotify_init()\n"
+    "        if one < 0: raise OSError(ctypes.get_errno(), 'inotify_init: too many open files')\n"
+    "        held.append(one)\nfinally:\n    for one in held: os.close(one)"
+)
+TERMINALS = (
+    "import os\nheld = []\ntry:\n    while True: held += os.openpty()\nfinally:\n    for one in held: os.close(one)"
 )
 
 # Reason → cells that meet it, by the profile that they meet it in.
@@ -126,6 +137,9 @@ PROVOKE: dict[str, tuple[dict[str, Any], list[str]]] = {
         ],
     ),
     "threads": (BARE, [THREADS]),
+    "links": (COPY, ["import os; os.symlink('/etc', 'link')", "import pathlib; pathlib.Path('l').symlink_to('x')"]),
+    "watches": (COPY, [WATCHES]),
+    "terminals": (COPY, [TERMINALS]),
     "changes": (COPY, [FILL, "open('/workspace/more', 'wb').write(bytes(20 << 20))"]),
     "memory": (IN_MEMORY, [FILL]),
 }  # fmt: skip
@@ -157,6 +171,23 @@ def test_every_reason_has_a_cell_that_meets_it() -> None:
 def test_every_refusal_has_its_sentence(server: Server, profile: dict[str, Any]) -> None:
     server.start(overrides=profile)
     provoke(server, "kernel", profile)
+
+
+# What is told by whoever ends, drops or interrupts, and not by an error; and what refuses nothing.
+ELSEWHERE = {"engine", "relay", "guard", "provisioner.py"}
+SLOWS = {"resources.cpu", "channels.output_rate", "channels.output_messages", "channels.handshake"}
+GRANTS = {"files.folder", "files.changes", "files.image", "modules.guard"}  # where, and how it is told
+HIDES = {"channels.frames", "channels.connections"}  # of clients' and of what is no kernel of Jupyter's
+
+
+def test_every_key_that_refuses_something_is_named_in_a_sentence() -> None:
+    """Of all keys that a profile can have: by the guard's table, or by who ends, drops or interrupts."""
+    keys = {f"{table}.{key}" for table, (_, keys) in parse.TABLES.items() if table != "layers" for key in keys}
+    told_here = {key for reason in REASONS.values() for key in reason.keys}
+    package = Path(parse.__file__).parents[1]
+    texts = [path.read_text() for part in sorted(ELSEWHERE) for path in (package / part).rglob("*.py")]
+    told_there = {key for key in keys if any(f"({key})" in text or f'"{key}"' in text for text in texts)}
+    assert keys - told_here - told_there - SLOWS - GRANTS - HIDES == set()
 
 
 def test_a_layer_that_is_off_is_behind_nothing() -> None:

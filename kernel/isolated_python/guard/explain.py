@@ -75,6 +75,9 @@ REASONS: dict[str, Reason] = {
     "outside": Reason(
         "mount", "of the machine's files only programs, libraries and the workspace are in here", ("files.mounts",)
     ),
+    "links": Reason("landlock", "the profile {name} lets no kernel make links in its workspace", ("files.links",)),
+    "watches": Reason("user", "this kernel may watch only so many files"),
+    "terminals": Reason("mount", "this kernel may have only so many terminals"),
     "EROFS": Reason("mount", "this part of the file system is read-only in here"),
     "EACCES": Reason("landlock", "the sandbox lets no kernel change this"),
     "EPERM": Reason("seccomp", "the sandbox refuses this to every kernel"),
@@ -170,11 +173,28 @@ def _of_places(seen: Seen) -> str:
     return "outside" if os.stat(above).st_dev == os.stat("/").st_dev else ""  # the root of the view holds nothing else
 
 
+def _of_links(seen: Seen) -> str:
+    """Of a call that has two paths, as that which makes a link."""
+    makes = isinstance(getattr(seen.error, "filename2", None), str)
+    return "links" if seen.number == errno.EACCES and makes and not seen.granted["files"]["links"] else ""
+
+
+def _of_counts(seen: Seen) -> str:
+    """What Linux counts for each user, and calls a lack of space or of files."""
+    if seen.number not in (errno.ENOSPC, errno.EMFILE):
+        return ""
+    if any("inotify" in word for word in (seen.line, seen.words, *seen.files)):
+        return "watches"
+    terminal = "pty" in seen.line or "pty.py" in seen.files or "pty devices" in seen.words
+    return "terminals" if terminal and seen.number == errno.ENOSPC else ""
+
+
 def _of_space(seen: Seen) -> str:
     """A file that is written to has no name in the error: then it is the place that is full."""
     files, size = seen.granted["files"], seen.granted["files"]["size"]
-    here = seen.within(OWN[:2]) if seen.path else full(OWN[0])
-    if seen.number != errno.ENOSPC or files["workspace"] != "copy-on-write" or not here:
+    if seen.number != errno.ENOSPC or files["workspace"] != "copy-on-write":
+        return ""
+    if not (seen.within(OWN[:2]) if seen.path else full(OWN[0])):
         return ""
     return "changes" if size and (seen.granted.get("image") or size <= seen.granted["resources"]["tmp"]) else "memory"
 
@@ -195,7 +215,18 @@ def _of_numbers(seen: Seen) -> str:
     return name if name in REASONS else ""
 
 
-LOOKS = (_of_modules, _of_programs, _of_tasks, _of_capabilities, _of_network, _of_places, _of_space, _of_numbers)
+LOOKS = (
+    _of_modules,
+    _of_programs,
+    _of_tasks,
+    _of_capabilities,
+    _of_network,
+    _of_places,
+    _of_links,
+    _of_counts,
+    _of_space,
+    _of_numbers,
+)
 
 
 def kind(error: BaseException, granted: dict[str, Any], lists: dict[str, list[str]]) -> str:

@@ -11,6 +11,7 @@ CONTROL = "/dev/loop-control"
 LOOP_CTL_GET_FREE = 0x4C82  # linux 3.1
 LOOP_CONFIGURE = 0x4C0A  # linux 5.8
 LO_FLAGS_AUTOCLEAR = 4
+LO_FLAGS_DIRECT_IO = 16  # a wish: where the file system below cannot, Linux does without
 TRIES = 32  # others look for free ones, too
 
 
@@ -37,6 +38,10 @@ def attach(file: int) -> tuple[int, str]:
 
 
 def _configuration(file: int) -> bytes:
-    """struct loop_config: the file, its block size (0: Linux decides), struct loop_info64, what is reserved."""
-    info = struct.pack("=5Q4I160x2Q", 0, 0, 0, 0, 0, 0, 0, 0, LO_FLAGS_AUTOCLEAR, 0, 0)
+    """struct loop_config: the file, its block size (0: Linux decides), struct loop_info64, what is reserved.
+
+    What passes by is in the memory of whoever writes to the disk already; it need not be in the machine's once more.
+    """
+    flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO
+    info = struct.pack("=5Q4I160x2Q", 0, 0, 0, 0, 0, 0, 0, 0, flags, 0, 0)
     return struct.pack("=2I", file, 0) + info + bytes(64)
