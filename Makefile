@@ -23,7 +23,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-pool test-attacks test-mutations test-places fuzz test-upstream test-vm test-all lint types contracts bench bench-quick clean wheel
+.PHONY: help run test test-pool test-thorough test-attacks test-mutations test-places fuzz test-upstream test-vm test-all lint types contracts bench bench-quick clean wheel
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,7 +57,7 @@ run: | .cache ## Make .venv, install the package, run a notebook in the sandbox 
 	.venv/bin/jupyter isolated run $(NOTEBOOK) $(ARGS)
 
 .cache/wheel/.built: $(SOURCES) README.md LICENSE | .cache
-	$(call packages,python3 python3-venv libseccomp2 strace chromium fonts-dejavu-core)
+	$(call packages,python3 python3-venv libseccomp2 e2fsprogs strace chromium fonts-dejavu-core)
 	$(call venv,$(TEST))
 	@rm -rf .cache/wheel && mkdir -p .cache/wheel
 	@$(TEST)/bin/pip wheel -q --no-deps -w .cache/wheel . && touch $@
@@ -82,6 +82,9 @@ $(PROXY): | .cache
 
 test: $(TEST)/.installed $(PROXY) ## All tests, once, on the built wheel (ARGS=… for pytest)
 	$(TEST)/bin/python -P -m pytest -q tests $(ARGS) </dev/null
+
+test-thorough: $(TEST)/.installed ## What `make test` leaves out of kernels: every notebook in every profile, beside the stock kernel
+	$(TEST)/bin/python -P -m pytest -q tests/kernel -m thorough $(ARGS) </dev/null
 
 fuzz: $(TEST)/.installed ## Every parser that meets hostile bytes, SECONDS each (ARGS=… names some)
 	@$(TEST)/bin/pip install -q "atheris>=3" || echo "atheris cannot be had here: hypothesis goes on alone" >&2
@@ -110,7 +113,7 @@ test-vm: $(TEST)/.installed $(PROXY) ## A virtual machine with cgroup v2 and sys
 	$(call packages,qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs openssh-client util-linux)
 	$(TEST)/bin/python -P -m pytest -q tests/vm -o norecursedirs=inside --timeout=7200 $(ARGS) </dev/null
 
-test-all: test test-pool test-attacks test-mutations test-places test-upstream test-vm ## Everything above, one after the other
+test-all: test test-pool test-thorough test-attacks test-mutations test-places test-upstream test-vm ## Everything above, one after the other
 
 lint: $(TEST)/.installed ## Style, and the names that are banned
 	$(TEST)/bin/ruff check --no-cache .

@@ -6,10 +6,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
+from isolated_python.policy import sources
 
 from tests.kernel.conftest import Server
 
@@ -71,16 +73,58 @@ def every() -> Iterator[Any]:
             yield pytest.param(book, life, marks=() if always else pytest.mark.thorough, id=name)
 
 
-@pytest.mark.parametrize(("book", "life"), [*every()])
-def test_a_notebook_shows_the_same_as_in_the_stock_kernel(server: Server, book: Path) -> None:
+def stock(server: Server, book: Path) -> list[list[Any]]:
+    """What the book shows in the stock kernel, in this same run."""
     server.start("stock", kernel="python3", spec={"metadata": {}}, pool=False, cwd=folder(server, "stock"))
     assert server.text("print('Seccomp:\\t0' in open('/proc/self/status').read())", "stock") == "True"  # stock indeed
-    wanted = shown(server, "stock", book)
+    found = shown(server, "stock", book)
     server.ask("stop", name="stock")
-    assert any(outputs for outputs in wanted)
+    assert any(outputs for outputs in found)
+    return found
+
+
+def isolated(server: Server, book: Path, profile: str) -> list[list[Any]]:
+    """What it shows in a kernel of this profile."""
+    server.start(profile, profile=profile, cwd=folder(server, profile))
+    assert server.text("print('Seccomp:\\t2' in open('/proc/self/status').read())", profile) == "True"
+    found = shown(server, profile, book)
+    server.ask("stop", name=profile)
+    return found
+
+
+@pytest.mark.parametrize(("book", "life"), [*every()])
+def test_a_notebook_shows_the_same_as_in_the_stock_kernel(server: Server, book: Path) -> None:
+    wanted = stock(server, book)
     for profile in ("classroom", "data-science"):
-        server.start(profile, profile=profile, cwd=folder(server, profile))
-        assert server.text("print('Seccomp:\\t2' in open('/proc/self/status').read())", profile) == "True"
-        found = shown(server, profile, book)
-        for number, (ours, stock) in enumerate(zip(found, wanted, strict=True), 1):
-            assert ours == stock, f"code cell {number} in {profile}"
+        found = isolated(server, book, profile)
+        for number, (ours, theirs) in enumerate(zip(found, wanted, strict=True), 1):
+            assert ours == theirs, f"code cell {number} in {profile}"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("life", [os.geteuid() == 0])
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
+def test_a_notebook_shows_the_same_in_every_profile_that_grants_it(server: Server, book: Path) -> None:
+    """Magics that start programs are no part of an examination, nor is what it does not display."""
+    wanted = stock(server, book)
+    for profile in ("standard", "shared", "grading", "open"):
+        assert isolated(server, book, profile) == wanted, profile
+    if book.stem in EXAMINED:
+        kinds = sources.load("exam").profile.capabilities.display or ()
+        assert displayed(isolated(server, book, "exam"), kinds) == displayed(wanted, kinds)
+
+
+EXAMINED = ("numpy-linear-algebra", "pandas-tables", "matplotlib-figures", "scipy-optimisation")
+
+
+def displayed(cells: list[list[Any]], kinds: tuple[str, ...]) -> list[list[Any]]:
+    """Without what `kinds` do not name."""
+    for _, content, _ in (out for outs in cells for out in outs):
+        for bundle in ("data", "metadata"):
+            if isinstance(content.get(bundle), dict):
+                content[bundle] = {kind: data for kind, data in content[bundle].items() if _named(kind, kinds)}
+    return cells
+
+
+def _named(kind: str, kinds: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(kind, pattern) for pattern in kinds)

@@ -180,6 +180,28 @@ def test_the_servers_contents_and_the_kernel_share_their_files(life: bool, ordin
         assert server.text("print(os.listdir('notes'))") == "['moved.txt']"
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("mode", ["read-only", "copy-on-write", "none"])
+def test_the_servers_contents_stay_the_servers_own(life: bool, ordinary: Ordinary, mode: str) -> None:
+    """Where a kernel may not write to them: it sees what the server has saved, if it sees them, and changes nothing."""
+    with serve(life, ordinary) as server:
+        contents = Contents(server, ordinary)
+        text = "{'type': 'file', 'format': 'text', 'content': 'by the server'}"
+        contents(f"m.save({{'type': 'directory'}}, 'notes'); m.save({text}, 'notes/a.txt')")
+        server.start(overrides={"files": {"workspace": mode}})
+        if mode == "none":
+            assert server.text("import os; print(os.listdir())") == "[]"
+        else:
+            seen = server.text("import os; print(open('notes/a.txt').read(), os.stat('notes').st_uid)")
+            assert seen == "by the server 1000"
+        changed = server.run("open('notes/a.txt', 'w').write('by the kernel'); open('new', 'w').write('x')")["status"]
+        assert changed == ("ok" if mode == "copy-on-write" else "error")
+        shown = "m.get('notes/b.txt')['content'], [one['name'] for one in m.get('')['content']]"
+        found = contents(f"m.rename_file('notes/a.txt', 'notes/b.txt'); print({shown})")
+        assert found == "by the server ['notes']"
+        assert {path.stat().st_uid for path in server.folder.rglob("*")} == {server.folder.stat().st_uid}
+
+
 class Contents:
     def __init__(self, server: Server, ordinary: Ordinary) -> None:
         self.server, self.ordinary = server, ordinary

@@ -127,6 +127,27 @@ def test_nothing_below_exceeds_the_ceiling(tmp_path: Path) -> None:
     assert len(found.notes) >= 5
 
 
+@pytest.mark.parametrize(
+    ("files", "becomes"),
+    [
+        ({}, ("read-write", 1 * GiB)),
+        ({"workspace": "copy-on-write", "size": "4 GiB", "image": "require"}, ("copy-on-write", 1 * GiB)),
+        ({"workspace": "copy-on-write", "size": "64 MiB"}, ("copy-on-write", 64 * MiB)),
+        ({"workspace": "copy-on-write"}, ("copy-on-write", None)),  # held by resources.tmp
+        ({"workspace": "read-only"}, ("read-only", None)),
+    ],
+)
+def test_the_size_of_a_workspace_comes_down_to_the_ceiling(
+    tmp_path: Path, files: dict[str, str], becomes: tuple[str, int | None]
+) -> None:
+    (tmp_path / "ceiling.toml").write_text('[files]\nsize = "1 GiB"\n')
+    found = sources.load("standard", [("the kernelspec", {"files": files})], ceilings=[tmp_path])
+    assert (found.profile.files.workspace, found.profile.files.size) == becomes
+    (tmp_path / "ceiling.toml").write_text('[files]\nworkspace = "read-only"\n')
+    found = sources.load("standard", [("the kernelspec", {"files": files})], ceilings=[tmp_path])
+    assert (found.profile.files.workspace, found.profile.files.size) == ("read-only", None)
+
+
 def test_what_is_below_the_ceiling_already_stays(tmp_path: Path) -> None:
     (tmp_path / "ceiling.toml").write_text('[resources]\nmemory = "8 GiB"\n')
     found = sources.load("standard", ceilings=[tmp_path])
