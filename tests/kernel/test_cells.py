@@ -62,7 +62,14 @@ def test_a_cell_shows_so_much_and_no_more(server: Server) -> None:
     assert server.text("print('next')") == "next"
 
 
-@pytest.mark.parametrize("more", [{}, {"cells": {"output": "8 MiB"}}, {"capabilities": {"display": ["text/html"]}}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"cells": {"output": "8 MiB"}},
+        pytest.param({}, marks=pytest.mark.thorough),
+        pytest.param({"capabilities": {"display": ["text/html"]}}, marks=pytest.mark.thorough),
+    ],
+)
 def test_what_is_too_large_to_be_shown_at_once_is_dropped_and_the_cell_goes_on(
     root_server: Server, more: dict[str, Any]
 ) -> None:

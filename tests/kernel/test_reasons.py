@@ -167,7 +167,11 @@ def test_every_reason_has_a_cell_that_meets_it() -> None:
     assert PROVOKE.keys() == REASONS.keys()
 
 
-@pytest.mark.parametrize("profile", [TIGHT, BARE, COPY, IN_MEMORY], ids=["tight", "bare", "copy", "in memory"])
+@pytest.mark.parametrize(
+    "profile",
+    [TIGHT, BARE, COPY, pytest.param(IN_MEMORY, marks=pytest.mark.thorough)],
+    ids=["tight", "bare", "copy", "memory"],
+)
 def test_every_refusal_has_its_sentence(server: Server, profile: dict[str, Any]) -> None:
     server.start(overrides=profile)
     provoke(server, "kernel", profile)
