@@ -62,6 +62,28 @@ def test_a_missing_granted_folder_is_named(server: Server) -> None:
     assert "/nowhere/data" in refused_without_trace(server, lambda: server.refused(overrides=overrides))
 
 
+@pytest.mark.parametrize("life", [os.geteuid() == 0])
+def test_profiles_that_cannot_be_meant_start_nothing(life: bool, ordinary: Ordinary) -> None:
+    """In a circle, by two levels, against what the profile below takes away; and what is no TOML."""
+    site = ordinary.home / "etc" / "isolated-python" / "profiles"
+    site.mkdir(parents=True)
+    texts = {
+        "a": ('extends = "b"', "in a circle, a → b → a"),
+        "b": ('extends = "a"', "in a circle, b → a → b"),
+        "far": ('extends = "near"', "one level is all there is"),
+        "near": ('extends = "exam"', ""),
+        "contrary": ('extends = "exam"\n[layers]\nseccomp = "off"', "is held by seccomp"),
+        "broken": ("[resources", "is not TOML"),
+    }
+    for name, (text, _) in texts.items():
+        (site / f"{name}.toml").write_text(text)
+    with serve(life, ordinary, JUPYTER_CONFIG_PATH=str(ordinary.home / "etc")) as server:
+        for name, (_, words) in texts.items():
+            if words:
+                wanted: dict[str, Any] = {"profile": name}
+                assert words in refused_without_trace(server, lambda wanted=wanted: server.refused(**wanted)), name
+
+
 def test_without_a_cgroup_an_ordinary_user_is_refused_with_a_remedy(server: Server) -> None:
     """On a host with version 1 alone nothing limits what a sandbox uses together: nothing starts, unless asked."""
     if server.root or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
