@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from isolated_python.policy import sources
 
+from tests.conftest import BIN
 from tests.kernel.conftest import Server
 
 BOOKS = sorted((Path(__file__).parent.with_name("notebooks") / "courses").glob("*.ipynb"))
@@ -113,6 +115,16 @@ def test_a_notebook_shows_the_same_in_every_profile_that_grants_it(server: Serve
         kinds = sources.load("exam").profile.capabilities.display or ()
         found = isolated(server, book, "exam", {"files": {"workspace": "copy-on-write"}})
         assert displayed(found, kinds) == displayed(wanted, kinds)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("life", [os.geteuid() == 0])
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
+def test_the_list_that_a_notebook_is_said_to_need_is_enough(server: Server, book: Path) -> None:
+    """As `jupyter isolated modules` prints it."""
+    done = subprocess.run([f"{BIN}/jupyter-isolated", "modules", "--json", book], capture_output=True, text=True)
+    grant = json.loads(done.stdout)["grant"]
+    assert isolated(server, book, "standard", {"modules": {"grant": grant}}) == stock(server, book)
 
 
 EXAMINED = ("numpy-linear-algebra", "pandas-tables", "matplotlib-figures", "scipy-optimisation")
