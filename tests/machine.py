@@ -179,6 +179,7 @@ class Caller:
             "environment": {"HOME": "/home/user", "PATH": "/usr/bin:/bin"}, "key": "key",
             "sockets": "0123abcd",
             "streams": {"stdin": False, "stdout": False, "stderr": False}, "ports": [20001, 20002, 20003, 20004, 20005],
+            "pool": 0,
             **changed,
         }  # fmt: skip
 

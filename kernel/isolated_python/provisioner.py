@@ -91,13 +91,11 @@ class IsolatedProvisioner(KernelProvisionerBase):
         """Have a zygote for such kernels, before one is asked for. Raises what the start of one would raise."""
         self._client = await _off_loop(lambda: client.current(places.service(self.service)))
         await self._greet(self._client)
-        if self._client.service:
-            return  # it starts nothing for a person who asks for no kernel
         profile = (await self._resolve()).profile
         trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
         asked = self._client.ask(
             "warm",
-            profile=profile.to_wire(),
+            **self._wanted(profile),
             trees=trees,
             view=self._client.see(view),
             interpreter=interpreters.own_interpreter(),

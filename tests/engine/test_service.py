@@ -586,6 +586,62 @@ def test_a_user_has_a_quota_of_kernels_over_all_servers(shared: Service, alice: 
         other.started("kernel-3", sockets="00000003")
 
 
+def test_kernels_stand_ready_within_the_quota_of_their_user(alice: Ordinary, bob: Ordinary) -> None:
+    """Two at most, no more than the user may still start, handed to that user alone, and gone with the last server."""
+    with service("[each_user]\nkernels = 3\nahead = 2\nstarts = 1000\n") as shared:
+        with Caller(shared.path, alice) as hers, Caller(shared.path, bob) as his:
+            hers.started("a", pool=8)
+            ready(hers, 2)
+            standing = children(hers)
+            assert his.started("a", pool=8) not in standing
+            assert hers.started("b", sockets="00000002", pool=8) in standing
+            ready(hers, 1)
+            hers.started("c", sockets="00000003", pool=8)
+            ready(hers, 0)
+            assert "no more than 3" in hers.start("d", sockets="00000004", pool=8)["message"]
+            for wrong in (-2, "all", None, True, 1.5):
+                assert "can be meant by pool" in his.start("e", pool=wrong)["message"]
+            for wrong in ("[]", "{", "[" * 5000):
+                assert "can be meant by connection" in his.start("e", connection=["/x", wrong])["message"]
+        shared.clear()
+
+
+def ready(caller: Caller, count: int) -> None:
+    """Wait until so many of this user's kernels stand and are nobody's."""
+    deadline, found = time.monotonic() + 60, -1
+    while found != count and time.monotonic() < deadline:
+        found = [kernel["state"] for kernel in caller.ask("list")["kernels"]].count("waiting")
+    assert found == count
+
+
+def children(caller: Caller) -> set[int]:
+    return {one.pid for one in psutil.Process(int(caller.folder.rsplit("-", 2)[1])).children()}
+
+
+def test_none_stands_ready_unless_the_site_says_so(shared: Service, alice: Ordinary) -> None:
+    with Caller(shared.path, alice) as caller:
+        caller.started("a", pool=8)
+        assert caller.ask("list")["total"] == 1
+        before = children(caller)
+        assert caller.started("b", sockets="00000002", pool=8) not in before
+        assert caller.ask("list")["total"] == 2
+
+
+def test_a_server_has_its_zygote_before_its_first_kernel(shared: Service, alice: Ordinary) -> None:
+    """What it asks for is held against the same rules as a start, and counts as one."""
+    with Caller(shared.path, alice) as caller:
+        order = {key: caller.order()[key] for key in ("named", "overrides", "trees", "view", "root", "interpreter")}
+        assert "error" not in caller.ask("warm", **order, argv=None)
+        deadline = time.monotonic() + 30
+        while not (zygotes := strangers(caller)) and time.monotonic() < deadline:
+            caller.ask("list")  # it becomes its uid while we look
+        assert len(zygotes) == 1
+        kernel = caller.started()
+        assert strangers(caller) == {**zygotes, psutil.Process(kernel): psutil.Process(kernel).uids().real}
+        assert "cannot be shown" in caller.ask("warm", **{**order, "trees": ["/etc"]}, argv=None)["message"]
+        assert "can be meant by root" in caller.ask("warm", **{**order, "root": "x"}, argv=None)["message"]
+
+
 def test_a_user_has_a_quota_of_servers(shared: Service, alice: Ordinary, bob: Ordinary) -> None:
     """Whoever is refused is hung up on, so that the next question is a new one; commands are no servers."""
     with contextlib.ExitStack() as stack:

@@ -68,6 +68,8 @@ class Hub:
         folder.chmod(0o755)
         (folder / "jupyter").mkdir()
         shutil.copy(DEPLOY.parent / "jupyter_server_config.py", folder / "jupyter")
+        with (folder / "jupyter" / "jupyter_server_config.py").open("a") as file:
+            file.write('c.ServerApp.jpserver_extensions["isolated_python.ahead"] = True\n')
         (folder / "jupyter" / "migrated").touch()  # see docs/how-to/jupyterhub.md
         config = folder / "jupyterhub_config.py"
         config.write_text(
@@ -286,6 +288,8 @@ def test_two_users_of_a_locked_hub_have_kernels_that_know_neither_each_other_nor
     assert hub.asked(alice)[0] == 500
     assert "gives each user no more than 2" in hub.log.read_text()
     hub.start(bob)
+
+    assert "nothing could be made ready" not in hub.log.read_text()
 
     # A stopped server leaves nothing, and the other goes on.
     gone = watched([supervisors[alice], *below(supervisors[alice])])

@@ -273,12 +273,14 @@ def ask_service() -> tuple[list[Finding], str]:
 
 INSTALL = "install the same version of isolated-python for the service and for this server"
 # What makes room where a quota is used up.
+END_ONE = "jupyter isolated list; jupyter isolated kill ID"
 ROOM = {
-    "kernels": "jupyter isolated list; jupyter isolated kill ID",
+    "kernels": END_ONE,
     "servers": "stop one of your servers",
     "starts": "try again in a minute",
-    "memory": "jupyter isolated list; jupyter isolated kill ID",
-    "processes": "jupyter isolated list; jupyter isolated kill ID",
+    "memory": END_ONE,
+    "processes": END_ONE,
+    "disk": END_ONE,
 }
 
 
@@ -286,7 +288,7 @@ def _quota(name: str, used: int | None, most: float | None) -> Finding:
     """Of what a user has and may have; without a bound, or what is not counted, is never used up."""
 
     def shown(value: float) -> str:
-        return f"{int(value) >> 20} MiB" if name == "memory" else f"{value:g}"
+        return f"{int(value) >> 20} MiB" if name in ("memory", "disk") else f"{value:g}"
 
     said = "unlimited" if most is None else f"at most {shown(most)}"
     if used is not None:

@@ -42,6 +42,7 @@ def service(config: Path | None, socket: str | None, check: bool) -> None:
       memory = "8 GiB"                             # or "unlimited", as each below
       processes = 2048
       disk = "8 GiB"                               # images for what changes in copy-on-write workspaces
+      ahead = 0                                    # kernels that may stand ready for whose server wants a pool
       cpu = "unlimited"                            # cores
     """
     from isolated_python.engine import ROOT, places

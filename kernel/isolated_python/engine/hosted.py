@@ -10,6 +10,7 @@ and everything that is made for the user, us included, is in one cgroup with the
 from __future__ import annotations
 
 import fcntl
+import json
 import mmap
 import os
 import pwd
@@ -19,7 +20,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,9 @@ from typing import Any, ClassVar
 
 from isolated_python import __version__
 from isolated_python.audit.log import Log
-from isolated_python.engine import ROOT, interpreters, places, zygotes
+from isolated_python.engine import ADAPTIVE, ROOT, interpreters, places, zygotes
 from isolated_python.engine.identities import COUNT, FIRST, OfOnePerson
+from isolated_python.engine.pool import Pool
 from isolated_python.engine.supervisor import Reply, Request, Supervisor, received, word
 from isolated_python.engine.words import Words
 from isolated_python.errors import IsolatedPythonError, ProfileError, ProtocolError, RequestError
@@ -82,6 +84,13 @@ def _streams(value: object) -> bool:
     return isinstance(value, dict) and {*value} == names and all(type(given) is bool for given in value.values())
 
 
+def _table(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _environment(value: object) -> bool:
     return isinstance(value, dict) and all(_text(name) and _text(text) for name, text in value.items())
 
@@ -97,24 +106,28 @@ ORDER: dict[str, Callable[[object], bool]] = {
     "argv": lambda value: value is None or (_texts(value) and value != []),
     "arguments": _texts,
     "cwd": _path,
-    "connection": lambda value: _texts(value) and len(value) == 2,  # type: ignore[arg-type]
+    "connection": lambda value: _texts(value) and len(value) == 2 and _table(value[1]),  # type: ignore[arg-type,index]
     "environment": _environment,
     "key": _text,
     "streams": _streams,
     "sockets": lambda value: isinstance(value, str) and bool(SOCKETS.fullmatch(value)),
     "ports": _ports,
+    "pool": lambda value: type(value) is int and value >= ADAPTIVE,
 }
+
+# Of these a zygote is made.
+BIRTH = ("trees", "view", "root", "interpreter", "argv")
 
 # What the view makes itself: no tree of a server's may lie over or under it.
 TAKEN = ("/proc", "/dev", "/sys", "/etc", "/run", "/home/user", "/mnt/workspace", "/workspace")
 
 
-def order(request: Request) -> Request:
+def order(request: Request, keys: Iterable[str] = tuple(ORDER)) -> Request:
     """What of a request to start is taken, each part well-formed. Raises RequestError."""
-    for key, well in ORDER.items():
-        if key not in request or not well(request[key]):
+    for key in keys:
+        if key not in request or not ORDER[key](request[key]):
             raise RequestError(f"a request to start says nothing that can be meant by {key}")
-    return {key: request[key] for key in ORDER}
+    return {key: request[key] for key in keys}
 
 
 def check_trees(trees: list[str], home: str) -> None:
@@ -199,6 +212,7 @@ class Hosted(Supervisor):
         self.settings, self.person, self.starts = settings, person, starts
         self.home = os.path.realpath(pwd.getpwuid(person.uid).pw_dir)
         self.peers: list[Peer] = []
+        self.pool = Pool(self.loop, self._make_ahead, self._bound)
         self.given = 0  # connections that the service has handed to us
         self.refusal: IsolatedPythonError | None = None  # why we can serve nobody
 
@@ -253,13 +267,21 @@ class Hosted(Supervisor):
             del self.views[next(digest for digest in self.views if digest)]
         self.see(request, descriptors, reply)
 
+    def warmed(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
+        """As `warm`, with `named` and `overrides` in the place of a profile. It counts as a start."""
+        wanted = order(request, BIRTH)
+        self.starts.note()
+        profile = self._resolved(request).profile
+        self._place(wanted)
+        self.warm({**wanted, "profile": profile.to_wire()}, descriptors, reply)
+
     def launch(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
         """As `start`, with `named` and `overrides` in the place of a profile."""
         wanted = order(request)
         name, most = wanted["kernel"], self.settings.each_user.kernels
         if any(name in other.kernels for other in self.peers if other is not peer):
             raise RequestError(f"the kernel {name} is another server's")
-        held = sum(len(each.kernels) for each in self.peers)
+        held = self._held()
         if name not in peer.kernels and held >= most:
             raise RequestError(
                 f"you have {held} kernels, and this machine's service gives each user no more than {most}",
@@ -267,14 +289,28 @@ class Hosted(Supervisor):
             )
         self.starts.note()
         profile = self._resolved(request).profile
-        check_trees(wanted["trees"], self.home)
         self._check_disk(profile)
         self._check_descriptors(wanted["streams"], profile, descriptors)
+        self._place(wanted)
+        if not self.settings.each_user.ahead:
+            wanted["pool"] = 0
+        peer.kernels.add(name)
+        self.start({**wanted, "profile": profile.to_wire()}, descriptors, reply)
+
+    def _place(self, wanted: Request) -> None:
+        """Where its programs are. Raises RequestError."""
+        check_trees(wanted["trees"], self.home)
         if wanted["argv"] is not None:  # executed by a zygote of our own installation, which must see that
             wanted["trees"] = [*wanted["trees"], *interpreters.own_base(), ROOT]
             wanted["root"] = ROOT
-        peer.kernels.add(name)
-        self.start({**wanted, "profile": profile.to_wire(), "pool": 0}, descriptors, reply)
+
+    def _held(self) -> int:
+        return sum(len(each.kernels) for each in self.peers)
+
+    def _bound(self) -> int:
+        """How many kernels may stand ready for this user: those that somebody has come first."""
+        each = self.settings.each_user
+        return min(each.ahead, each.kernels - self._held())
 
     def signalled(self, peer: Peer, request: Request, descriptors: list[int], reply: Reply) -> None:
         if request["kernel"] not in peer.kernels:
@@ -305,11 +341,12 @@ class Hosted(Supervisor):
             cgroup=self.host.cgroup,
             identities=[FIRST, FIRST + COUNT],
             has={
-                "kernels": sum(len(each.kernels) for each in self.peers),
+                "kernels": self._held(),
                 "servers": self._servers(),
                 "starts": self.starts.lately(),
                 "memory": used.memory if used else None,
                 "processes": used.processes if used else None,
+                "disk": self._on_disk(),
             },
             may_have=asdict(self.settings.each_user),
             profiles=[*sources.names(self._profiles())],
@@ -327,6 +364,7 @@ class Hosted(Supervisor):
     SERVERS: ClassVar[dict[str, Callable[..., None]]] = {
         "resolve": resolve,
         "see": show,
+        "warm": warmed,
         "start": launch,
         "signal": signalled,
         "forget": let_go,
@@ -366,15 +404,18 @@ class Hosted(Supervisor):
         size = profile.files.size or max(profile.resources.tmp, LEAST_IMAGE)
         return replace(resolved, profile=replace(profile, files=replace(profile.files, size=size, image="require")))
 
+    def _on_disk(self) -> int:
+        """Bytes of images: also of those whose kernel has ended, and that a process of theirs still holds."""
+        assert self.shared is not None
+        self.shared.images = [image for image in self.shared.images if image.there]
+        return sum(image.size for image in self.shared.images)
+
     def _check_disk(self, profile: Profile) -> None:
         """Raises RequestError where the images of this user would have more room than there is for one."""
         most, asked = self.settings.each_user.disk, profile.files.bound or 0
         if most is None or not asked or profile.files.image == "off":
             return
-        assert self.shared is not None
-        # Also those whose kernel has ended, and that a process of theirs still holds.
-        self.shared.images = [image for image in self.shared.images if image.there]
-        held = sum(image.size for image in self.shared.images)
+        held = self._on_disk()
         if held + asked > most:
             raise RequestError(
                 f"what changes in the workspaces of your kernels has {held >> 20} MiB on the disk; {asked >> 20} MiB "

@@ -19,6 +19,7 @@ from isolated_python.engine.usage import machine_memory
 
 MEMORY = 60.0  # seconds
 MOST = 16
+MOST_KINDS = 32
 IDLE = 900.0  # seconds without a request, after which no kernel is kept waiting
 PAUSE = 0.1  # seconds after a start, before another is made ahead: people come first
 SCARCE = 0.1  # of the machine's memory: below, nobody waits in it
@@ -50,9 +51,15 @@ class Kind:
 
 
 class Pool:
-    def __init__(self, loop: Loop, make: Callable[[Request, Callable[[Sandbox], None]], Sandbox]) -> None:
-        """`make(request, stands)` begins a sandbox that belongs to nobody, and calls `stands` with it, once."""
-        self._loop, self._make = loop, make
+    def __init__(
+        self, loop: Loop, make: Callable[[Request, Callable[[Sandbox], None]], Sandbox],
+        bound: Callable[[], float] = lambda: math.inf,
+    ) -> None:  # fmt: skip
+        """`make(request, stands)` begins a sandbox that belongs to nobody, and calls `stands` with it, once.
+
+        `bound`: how many of all kinds together may be there now.
+        """
+        self._loop, self._make, self._bound = loop, make, bound
         self._kinds: dict[str, Kind] = {}
         self._numbers = itertools.count(1)
         self._due = math.inf  # when it is looked at next
@@ -65,7 +72,11 @@ class Pool:
         if not size or not later or request["argv"] is not None:
             return None
         key = json.dumps([request[name] for name in FIXED])
-        kind = self._kinds.setdefault(key, Kind({}, size))
+        kind = self._kinds.pop(key, None) or Kind({}, size)
+        self._kinds[key] = kind  # the latest is the last
+        if len(self._kinds) > MOST_KINDS:
+            for other in self._kinds.pop(next(iter(self._kinds))).waiting:
+                other.kill()
         kind.template, kind.size, kind.broken = self._template(request), size, False
         kind.asked.append(time.monotonic())
         self._tick_in(PAUSE)
@@ -100,14 +111,18 @@ class Pool:
         self._due = math.inf
         now, scarce = time.monotonic(), available() < SCARCE
         for kind in self._kinds.values():
-            wanted = 0 if scarce else kind.wanted(now)
-            if len(kind.waiting) > wanted:
+            wanted, room = 0 if scarce else kind.wanted(now), self._room()
+            if len(kind.waiting) > wanted or (kind.waiting and room < 0):
                 kind.waiting.pop().kill()
-            elif len(kind.waiting) + kind.coming < wanted:
+            elif len(kind.waiting) + kind.coming < wanted and room > 0:
                 self._begin(kind)
         if any(kind.waiting or kind.coming or kind.wanted(now) for kind in self._kinds.values()):
             short = any(len(kind.waiting) < kind.wanted(now) for kind in self._kinds.values())
             self._tick_in(PAUSE if short and not scarce else 5.0)
+
+    def _room(self) -> float:
+        """How many more may be made; below zero, how many must go."""
+        return self._bound() - sum(len(kind.waiting) + kind.coming for kind in self._kinds.values())
 
     def _begin(self, kind: Kind) -> None:
         def stands(sandbox: Sandbox) -> None:
@@ -118,7 +133,7 @@ class Pool:
                 kind.broken = True
 
         kind.coming += 1
-        self._make({**kind.template, "kernel": f"waiting-{next(self._numbers)}"}, stands)
+        self._make({**kind.template, "kernel": f"waiting.{next(self._numbers)}"}, stands)
 
 
 def available() -> float:

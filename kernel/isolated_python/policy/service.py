@@ -27,6 +27,7 @@ class EachUser:
     memory: int | None = 8 * GiB  # bytes: kernels, and the processes that serve them
     processes: int | None = 2048  # tasks, of the same
     disk: int | None = 8 * GiB  # bytes: images for what changes in copy-on-write workspaces
+    ahead: int = 0  # kernels that may stand ready before they are asked for, where a server wants some
     cpu: float | None = None  # cores; without, users that want more than there is get equal shares
 
     @property
@@ -64,11 +65,16 @@ def _paths(key: str, value: object) -> tuple[str, ...]:
     return tuple(_path(key, one) for one in value)
 
 
+def _none_or_more(key: str, value: object) -> int:
+    return 0 if value == 0 and type(value) is int else parse.whole(key, value)
+
+
 PLAIN: dict[str, Callable[[str, object], Any]] = {"socket": _path, "policy": _paths, "audit": _path}
 EACH_USER: dict[str, Callable[[str, object], Any]] = {
     "kernels": parse.whole,
     "starts": parse.whole,
     "servers": parse.whole,
+    "ahead": _none_or_more,
     "memory": parse.optional(parse.bounded(units.size, "256 MiB")),
     "processes": parse.optional(parse.bounded(parse.whole, 64)),
     "disk": parse.optional(units.size),
