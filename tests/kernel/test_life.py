@@ -151,5 +151,5 @@ def test_a_supervisor_that_cannot_serve_is_why_the_first_kernel_does_not_start(s
     (server.audit / "audit.jsonl").mkdir()
     shutil.chown(server.audit, server.folder.stat().st_uid)
     for _ in range(2):
-        assert "Is a directory" in server.refused()["error"]
+        assert "Is a directory" in server.refused(pool=False)["error"]
     (server.audit / "audit.jsonl").rmdir()
