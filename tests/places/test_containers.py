@@ -15,6 +15,8 @@ from typing import Any
 
 import nbformat
 import pytest
+import yaml
+from isolated_python.linux import container as asks
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tests.conftest import BIN
@@ -132,6 +134,18 @@ def dockers(container: Container) -> Path:
     path = container.folder / "docker.json"
     path.write_text(json.dumps(profile))
     return path
+
+
+def test_the_pod_has_each_setting_that_the_doctor_asks_of_kubernetes() -> None:
+    """It is read as Kubernetes would; whether one runs it is not known here."""
+    pod = yaml.safe_load((DEPLOY / "containers" / "pod.yaml").read_text())["spec"]
+    (server,) = pod["containers"]
+    assert (pod["hostUsers"], server["securityContext"]["procMount"]) == (False, "Unmasked")
+    assert pod["securityContext"]["appArmorProfile"] == {"type": "Unconfined"}
+    assert pod["securityContext"]["seccompProfile"]["type"] == "Localhost"
+    asked = " ".join(asks.repair(what, inside="Kubernetes") for what in (asks.CALLS, asks.PROC))
+    words = ("hostUsers: false", "procMount: Unmasked", "appArmorProfile", "seccompProfile", "Localhost", "Unconfined")
+    assert [word for word in words if word not in asked] == []
 
 
 UNMASKED = "--security-opt=unmask=ALL"
