@@ -57,6 +57,10 @@ open("made", "w").write("x")
 PREFER = 'extends = "standard"\n[layers]\ncgroup = "prefer"\n'
 
 
+UNMASKED = "--security-opt=unmask=ALL"
+STRICT = ["--cap-drop=ALL", "--security-opt=no-new-privileges"]
+
+
 class Container:
     """A folder that is mounted in it as /work, its home, and the containers that are made with it."""
 
@@ -136,6 +140,15 @@ def dockers(container: Container) -> Path:
     return path
 
 
+def test_a_root_without_capabilities_is_told_to_be_an_ordinary_user(container: Container) -> None:
+    """Who may not even name root in a namespace: of all settings it is the user that is wrong."""
+    flags = [UNMASKED, f"--security-opt=seccomp={container.widened}", *STRICT]
+    done = container.start(0, flags)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "run the server as an ordinary user" in done.stderr
+    assert "run the server as an ordinary user" in container.doctor(0, flags)["user"]["remedy"]
+
+
 def test_the_pod_has_each_setting_that_the_doctor_asks_of_kubernetes() -> None:
     """It is read as Kubernetes would; whether one runs it is not known here."""
     pod = yaml.safe_load((DEPLOY / "containers" / "pod.yaml").read_text())["spec"]
@@ -146,10 +159,6 @@ def test_the_pod_has_each_setting_that_the_doctor_asks_of_kubernetes() -> None:
     asked = " ".join(asks.repair(what, inside="Kubernetes") for what in (asks.CALLS, asks.PROC))
     words = ("hostUsers: false", "procMount: Unmasked", "appArmorProfile", "seccompProfile", "Localhost", "Unconfined")
     assert [word for word in words if word not in asked] == []
-
-
-UNMASKED = "--security-opt=unmask=ALL"
-STRICT = ["--cap-drop=ALL", "--security-opt=no-new-privileges"]
 
 
 @pytest.mark.parametrize(("uid", "more"), [(1000, STRICT), (1000, []), (0, [])])

@@ -281,6 +281,9 @@ def _ask_all(root: bool) -> Iterator[Lack]:
 
 def _explain(question: Probe, number: int, words: str) -> tuple[str, str]:
     """Cause and remedy of a no, in the terms of whoever can change it."""
+    if question is USER and number == errno.EPERM and words.startswith("writing ") and os.geteuid() == 0:
+        # Who maps an outer uid 0 must hold this since linux 5.12: file capabilities are root's, in any namespace.
+        return words, "run the server as an ordinary user, or let its root keep CAP_SETFCAP"
     if question is USER or (number in (errno.EPERM, errno.EACCES) and question in INSIDE + PROCESS_1):
         for file, thrown, remedy in SWITCHES:
             if _line(f"/proc/sys/{file}") == thrown:
