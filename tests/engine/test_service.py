@@ -689,6 +689,9 @@ def test_the_doctor_tells_a_user_what_the_service_gives(shared: Service, alice: 
         status, report = doctor(alice, shared.path)
         failed = {one["layer"]: one["remedy"] for one in report["service"] if one["verdict"] == "FAIL"}
         assert (status, failed) == (1, {"kernels": "jupyter isolated list; jupyter isolated kill ID"})
+    status, report = doctor(Ordinary(0, 0, Path("/")), shared.path)
+    assert (status, report["service"][0]["verdict"]) == (0, "PASS")
+    assert "root's own servers do without it" in report["service"][0]["cause"]
     status, report = doctor(alice, f"{shared.folder}/nobody.sock")
     (only,) = report["service"]
     assert (status, only["verdict"]) == (1, "FAIL")

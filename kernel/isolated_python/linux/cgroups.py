@@ -100,7 +100,8 @@ def _find(own: Own, root: bool) -> Found:
         return Found(
             "none",
             cause="the controllers are on cgroup v1, which only the machine's root may divide",
-            remedy=f"boot with systemd.unified_cgroup_hierarchy=1, run the server as root, or {OPT_OUT}",
+            remedy="let root start `jupyter isolated service`, or boot with systemd.unified_cgroup_hierarchy=1, "
+            f"or {OPT_OUT}",
         )
     if not causes:
         return Found(
