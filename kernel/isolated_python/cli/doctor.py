@@ -298,6 +298,8 @@ def _quota(name: str, used: int | None, most: float | None) -> Finding:
     said = "unlimited" if most is None else f"at most {shown(most)}"
     if used is not None:
         said = f"{shown(used)}, {said}" + " within a minute" * (name == "starts")
+    if most == 0:
+        said = "none"
     if most is not None and used is not None and used >= most:
         return Finding(name, FAIL, f"{said}: the next kernel is refused", ROOM[name])
     return Finding(name, PASS, said)
