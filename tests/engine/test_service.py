@@ -606,6 +606,19 @@ def test_kernels_stand_ready_within_the_quota_of_their_user(alice: Ordinary, bob
         shared.clear()
 
 
+def test_a_kernel_that_stood_ready_has_its_servers_folder_and_files_stay_their_owners(alice: Ordinary) -> None:
+    with service("[each_user]\nkernels = 4\nahead = 1\nstarts = 1000\n") as shared:
+        with serve(False, alice, pool=True, ISOLATED_PYTHON_SERVICE=shared.path) as server:
+            server.cgroup = True
+            server.start("a")
+            server.text("open('made', 'w').write('x')", "a")
+            about = (server.folder / "made").stat()
+            assert (about.st_uid, about.st_gid) == (alice.uid, alice.gid)
+            server.ask("restart", name="a")
+            assert server.text("import os; print(os.listdir(), os.getuid())", "a") == "['made'] 1000"
+        shared.clear()
+
+
 def ready(caller: Caller, count: int) -> None:
     """Wait until so many of this user's kernels stand and are nobody's."""
     deadline, found = time.monotonic() + 60, -1

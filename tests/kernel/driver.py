@@ -164,9 +164,9 @@ def waiting() -> list[dict[str, Any]]:
 
 
 def sandboxes() -> list[dict[str, Any]]:
-    from isolated_python.engine import client
+    from isolated_python.engine import client, places
 
-    found: list[dict[str, Any]] = client.current().ask("list").result(10)["kernels"]
+    found: list[dict[str, Any]] = client.current(places.service("auto")).ask("list").result(10)["kernels"]
     return found
 
 
