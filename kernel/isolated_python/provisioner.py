@@ -27,7 +27,7 @@ from traitlets import Dict, Enum, Integer, Unicode, Union
 
 from isolated_python import owners
 from isolated_python.engine import ADAPTIVE, ROOT, client, folders, interpreters, kept, places
-from isolated_python.errors import IsolatedPythonError, LaunchError, ProfileError
+from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProfileError
 from isolated_python.policy import parse, sources
 from isolated_python.policy.profile import Profile
 
@@ -378,7 +378,9 @@ class IsolatedProvisioner(KernelProvisionerBase):
     async def send_signal(self, signum: int) -> None:
         """To the kernel and its process group, as the local provisioner does; nothing where it has gone."""
         if self._kernel is not None and self._kernel.status is None and self._client is not None and signum:
-            await asyncio.wrap_future(self._client.ask("signal", kernel=self._name, signal=int(signum)))
+            # A supervisor that ends before it has answered takes the kernel with it: systemd tells both at once to end.
+            with contextlib.suppress(HostError, LaunchError):
+                await asyncio.wrap_future(self._client.ask("signal", kernel=self._name, signal=int(signum)))
 
     async def kill(self, restart: bool = False) -> None:
         kernel = self._kernel

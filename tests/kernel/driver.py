@@ -22,7 +22,9 @@ import hashlib
 import io
 import json
 import logging
+import os
 import queue
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -307,6 +309,22 @@ def ready(ask: dict[str, Any]) -> dict[str, Any]:
 @deed
 def interrupt(ask: dict[str, Any]) -> dict[str, Any]:
     managers[ask["name"]].interrupt_kernel()
+    return {}
+
+
+@deed
+def interrupt_as_all_ends(ask: dict[str, Any]) -> dict[str, Any]:
+    """Interrupt a kernel whose supervisor ends before it answers."""
+    provisioner = managers[ask["name"]].provisioner
+
+    async def interrupt() -> None:
+        os.kill(provisioner._client.pid, signal.SIGSTOP)
+        asked = asyncio.ensure_future(provisioner.send_signal(signal.SIGINT))
+        await asyncio.wait([asked], timeout=0)
+        os.kill(provisioner._client.pid, signal.SIGKILL)
+        await asked
+
+    asyncio.run(interrupt())
     return {}
 
 

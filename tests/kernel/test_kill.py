@@ -115,6 +115,14 @@ def test_who_is_killed_takes_along_what_hangs_on_it_and_nothing_else(server: Ser
         assert server.text("print(x + 1)", "b") == "42"
 
 
+def test_a_server_that_ends_together_with_its_supervisor_is_told_nothing_of_it(server: Server) -> None:
+    """As systemd stops a unit. jupyter_server, when a signal to a kernel fails, gives up ending and stays."""
+    server.start()
+    assert server.ask("interrupt_as_all_ends", name="kernel") == {}
+    assert server.ask("alive", name="kernel") == {"alive": False}
+    server.ask("stop", name="kernel")
+
+
 def test_who_is_stopped_ends_with_its_supervisor_all_the_same(server: Server) -> None:
     """It cannot notice that its supervisor was killed; and nobody sweeps, since server and mover are stopped, too."""
     init = server.start("a", pool=False)["pid"]
