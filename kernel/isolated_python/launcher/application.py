@@ -47,10 +47,11 @@ class IsolatedKernelApp(IPKernelApp):
         super(IPKernelApp, self).initialize([])
         self.init_pdb()
         self.config.HistoryManager.enabled = False
-        kernel = self.kernel = IPythonKernel.instance(parent=self, log=self.log, profile_dir=self.profile_dir)
+        self.kernel = IPythonKernel.instance(parent=self, log=self.log, profile_dir=self.profile_dir)
         # What a first cell would build: the patterns of Python's words, and who shows a value.
-        kernel.shell.transform_cell("1")
-        kernel.shell.display_formatter.format(1)
+        shell: Any = self.kernel.shell
+        shell.transform_cell("1")
+        shell.display_formatter.format(1)
 
     def complete(self, connection_file: str, arguments: list[str]) -> None:
         """In the kernel: everything that `build` left out, in the order of IPKernelApp.initialize."""
