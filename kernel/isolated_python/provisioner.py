@@ -120,6 +120,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
             await self.kill()  # started a second time: the first is nobody's any more
         self._client = await _off_loop(lambda: client.current(places.service(self.service)))
         self._name = self.kernel_id or secrets.token_hex(16)
+        self._client.holders[self._name] = id(self)
         encryption = kwargs.pop("transport_encryption", getattr(manager, "transport_encryption", "disabled"))
         if encryption == "required":
             raise LaunchError(
@@ -405,6 +406,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         """Nothing of this kernel stays. Also after a failed start, for which jupyter_client calls no cleanup."""
         if self._client is not None and self._name:
             self._client.prefixes.pop(self._name, None)
+            self._client.holders.pop(self._name, None)
             if self._kernel is None:
                 self._client.kernels.pop(self._name, None)
             try:
@@ -415,10 +417,11 @@ class IsolatedProvisioner(KernelProvisionerBase):
             kept.end(self._kept)
 
     def __del__(self) -> None:
-        # After a fifth failed autorestart the server forgets a kernel without a cleanup.
+        # After a fifth failed autorestart the server forgets a kernel without a cleanup: dead, and with an open door.
         found = self._client
-        if found is not None and found.alive and found.kernels.get(self._name) is self._kernel is not None:
+        if found is not None and found.alive and found.holders.get(self._name) == id(self):
             found.prefixes.pop(self._name, None)
+            del found.holders[self._name]
             found.ask("forget", kernel=self._name)
 
     def resolve_path(self, path_str: str) -> str | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -333,6 +334,28 @@ def stop(ask: dict[str, Any]) -> dict[str, Any]:
     clients.pop(ask["name"]).stop_channels()
     managers.pop(ask["name"]).shutdown_kernel(now=ask.get("now", False))
     return {}
+
+
+@deed
+def lose(ask: dict[str, Any]) -> dict[str, Any]:
+    """Forget a kernel without a word to its provisioner, as a server does after the fifth restart that failed."""
+    clients.pop(ask["name"]).stop_channels()
+    managers.pop(ask["name"])
+    gc.collect()
+    return {}
+
+
+@deed
+def info(ask: dict[str, Any]) -> dict[str, Any]:
+    """What a provisioner says of its kernel, and what another says who was told that."""
+    manager = managers[ask["name"]]
+    told = asyncio.run(manager.provisioner.get_provisioner_info())
+    another = type(manager.provisioner)(kernel_id="", kernel_spec=manager.kernel_spec, parent=None)
+    asyncio.run(another.load_provisioner_info(json.loads(json.dumps(told, default=bytes.decode))))
+    again = asyncio.run(another.get_provisioner_info())
+    return {
+        name: [repr(one.get(name)) for one in (told, again)] for name in ("kernel_id", "pid", "name", "prefix", "cwd")
+    }
 
 
 @deed

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import zmq
+from jupyter_client.session import Session
+
 from tests.kernel.conftest import Server
 
 MANY = [f"client-{number}" for number in range(8)]
@@ -66,3 +69,21 @@ def test_the_debugger_attaches_and_stops_at_nothing(server: Server) -> None:
     assert dumped.startswith("/tmp/")
     assert debug(5, "disconnect", restart=False, terminateDebuggee=True)["success"]
     assert server.text("print(1)") == "1"
+
+
+def test_a_listener_is_welcomed_by_the_kernel(server: Server) -> None:
+    """As it subscribes: with the topic that it asked for, so that it knows from when on it misses nothing."""
+    server.start()
+    info = server.ask("connection", name="kernel")
+    session = Session(key=info["key"].encode())
+    with zmq.Context() as context, context.socket(zmq.SUB) as client:
+        client.linger, client.rcvtimeo = 0, 20_000
+        client.subscribe(b"kernel")
+        client.connect(f"ipc://{info['ip']}-{info['iopub_port']}")
+        topics, frames = session.feed_identities(client.recv_multipart())
+        welcome = session.deserialize(frames)
+    assert (topics, welcome["msg_type"], welcome["content"]) == (
+        [b"kernel"],
+        "iopub_welcome",
+        {"subscription": "kernel"},
+    )

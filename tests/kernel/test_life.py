@@ -10,7 +10,7 @@ import time
 import psutil
 from isolated_python.linux.cgroups import LEAF
 
-from tests.kernel.conftest import Server, cgroups_of, commands, processes_of
+from tests.kernel.conftest import Server, cgroups_of, commands, outlive, processes_of, watched
 
 
 def test_a_restart_keeps_the_sockets_and_forgets_the_state(server: Server) -> None:
@@ -110,6 +110,27 @@ def test_nothing_is_left_after_a_shutdown(server: Server) -> None:
     left = [path for path in cgroups_of(where["pid"]) if not os.path.basename(path).startswith((mine, LEAF))]
     assert len({os.path.basename(path) for path in left}) <= 1  # the next kernel's, in which the zygote stands
     assert len({pid for path in left for pid in processes_of(path)}) <= 1
+
+
+def test_a_kernel_that_its_server_has_forgotten_leaves_nothing(server: Server) -> None:
+    """After the fifth restart that failed a server lets go of a kernel without a word: dead here, or alive."""
+    folder = server.ask("supervisor")["folder"]
+    for name in ("dead", "alive"):
+        pid = server.start(name, pool=False)["pid"]
+        ending = watched([psutil.Process(pid)])
+        if name == "dead":
+            os.kill(pid, signal.SIGKILL)
+            server.ask("ended", name=name)
+        assert server.ask("lose", name=name) == {}
+        assert not outlive(ending, 10)
+        server.ask("spares")  # answered after what the end of a kernel asks for
+        assert [one for part in ("clients", "kernels") for one in os.listdir(f"{folder}/{part}")] == []
+
+
+def test_what_a_provisioner_tells_of_its_kernel_can_be_told_to_another(server: Server) -> None:
+    server.start()
+    told = server.ask("info", name="kernel")
+    assert all(one == other not in ("''", "None") for one, other in told.values()), told
 
 
 def test_a_zygote_goes_on_to_another_group_after_each_birth(limited: Server) -> None:

@@ -50,6 +50,7 @@ class Client:
         self.views: dict[object, str] = {}  # a list of modules in an environment → the view of it that was sent
         self.audited: Callable[[dict[str, Any]], None] | None = None  # told of each record, in a thread of ours
         self.prefixes: dict[str, str] = {}  # kernel → where its sockets are: kept from one start to the next
+        self.holders: dict[str, int] = {}  # kernel → the id() of the provisioner that started it last
         self.alive = True
         self.owner = os.getpid()
         self._answers: dict[int, Future[dict[str, Any]]] = {}
