@@ -258,7 +258,7 @@ class Broker:
     def tell(self, message: dict[str, Any]) -> bool:
         """Never waits: a supervisor that does not listen loses what it would have been told. False: it was lost."""
         try:
-            socket.send_fds(self.control, [_encoded(message)], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            self.control.send(_encoded(message), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except BrokenPipeError:  # it has gone
