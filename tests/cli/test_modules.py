@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -61,6 +62,9 @@ def test_the_command_prints_what_a_profile_reads(tmp_path: Path) -> None:
     assert parse.change(Profile(), tables, "printed").modules.grant
     as_json = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60)
     assert json.loads(as_json.stdout)["grant"] == tables["modules"]["grant"]
+    # pandas is imported by scikit-learn where a notebook asks for frames.
+    assert re.search(r"# some of scikit-learn works only where these are granted, too: .*pandas", said.stdout)
+    assert "pandas" in json.loads(as_json.stdout)["used if there"]["scikit-learn"]
     missing = notebook(tmp_path / "b.ipynb", ["import no_such_module"])
     answer = subprocess.run([*command[:-1], str(missing)], capture_output=True, text=True, timeout=60)
     assert answer.returncode == 1

@@ -121,9 +121,10 @@ def test_a_notebook_shows_the_same_in_every_profile_that_grants_it(server: Serve
 @pytest.mark.parametrize("life", [os.geteuid() == 0])
 @pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
 def test_the_list_that_a_notebook_is_said_to_need_is_enough(server: Server, book: Path) -> None:
-    """As `jupyter isolated modules` prints it."""
+    """As `jupyter isolated modules` prints it, with what it says that these may use."""
     done = subprocess.run([f"{BIN}/jupyter-isolated", "modules", "--json", book], capture_output=True, text=True)
-    grant = json.loads(done.stdout)["grant"]
+    said = json.loads(done.stdout)
+    grant = [*said["grant"], *(name for used in said["used if there"].values() for name in used)]
     assert isolated(server, book, "standard", {"modules": {"grant": grant}}) == stock(server, book)
 
 

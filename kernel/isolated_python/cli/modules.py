@@ -22,17 +22,20 @@ def modules(notebooks: tuple[Path, ...], as_json: bool) -> None:
 
     Exit status: 0, or 1 where a module is not installed here.
     """
-    from isolated_python.engine import interpreters, packages
+    from isolated_python.engine import interpreters, packages, sight
     from isolated_python.policy import notebooks as reading
 
     wanted = reading.read(notebooks)
-    installed = {name: one.modules for name, one in packages.environment(interpreters.own()).packages.items()}
-    grant, missing = reading.grants(wanted, installed)
+    environment = packages.environment(interpreters.own())
+    grant, missing = reading.grants(wanted, {name: one.modules for name, one in environment.packages.items()})
+    used = sight.used_if_there(environment, grant)
     if as_json:
         found = {"grant": grant, "missing": missing, "beside": sorted(wanted.here), "unread": [*wanted.unread]}
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps({**found, "used if there": used}, indent=2))
     else:
         click.echo("[modules]\ngrant = [" + "".join(f"\n    {json.dumps(name)}," for name in grant) + "\n]")
+        for name, asked in used.items():
+            click.echo(f"# some of {name} works only where these are granted, too: {', '.join(asked)}")
         for name in missing:
             click.echo(f"# {name}: not installed here")
         for words in wanted.unread:

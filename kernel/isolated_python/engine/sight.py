@@ -32,7 +32,7 @@ from isolated_python.engine.packages import (
     stamp_of,
 )
 from isolated_python.errors import LaunchError
-from isolated_python.policy import modules
+from isolated_python.policy import modules, sets
 from isolated_python.policy.modules import normal
 from isolated_python.policy.profile import Profile
 
@@ -152,6 +152,39 @@ def _closure(found: Environment, names: set[str]) -> set[str]:
             if marker is None or any(marker.evaluate({**where, "extra": extra}) for extra in ("", *extras)):
                 waiting.append((normal(requirement.name), frozenset(requirement.extras)))
     return {name for name, _ in seen}
+
+
+def used_if_there(found: Environment, names: list[str]) -> dict[str, list[str]]:
+    """What the code of packages imports somewhere inside, is here, and does not come with `names` anyway.
+
+    Many import such a package only when it is needed, and few say so in their metadata: so no notebook tells that
+    scikit-learn wants pandas, or networkx scipy. Of all that are here, those count that notebooks are made with.
+    """
+    come = _closure(found, {name for name in names if name in found.packages})
+    known = {*sets.DATA_SCIENCE} & found.packages.keys() - come
+    owners = {module.encode(): name for name in known for module in found.packages[name].modules}
+    used = {}
+    for name in names:
+        package = found.packages.get(name)
+        places = [os.path.join(package.folder, top) for top in package.tops] if package is not None else []
+        asked = {owners[module] for place in places for module in _imported_inside(place) if module in owners}
+        if asked:
+            used[name] = sorted(asked)
+    return used
+
+
+INSIDE = re.compile(rb"^[ \t]+(?:import|from)[ \t]+(\w+)", re.MULTILINE)
+
+
+def _imported_inside(place: str) -> set[bytes]:
+    """The modules that the functions and branches in a package's code import; its own tests aside."""
+    modules: set[bytes] = set()
+    for folder, folders, files in os.walk(place):
+        folders[:] = [name for name in folders if name not in ("tests", "testing", "conftest", CACHE)]
+        for name in files:
+            if name.endswith(".py") and not name.startswith(("test_", "conftest")):
+                modules.update(INSIDE.findall(read(os.path.join(folder, name)) or b""))
+    return modules
 
 
 def _whole(found: Environment, package: Package) -> None:
