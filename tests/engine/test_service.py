@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 import pytest
-from isolated_python.engine import places
 from isolated_python.engine.changes import Changes
 from isolated_python.engine.identities import COUNT, FIRST
 from isolated_python.errors import ProfileError
@@ -28,6 +27,7 @@ from isolated_python.policy import service as policy
 
 from tests.conftest import BIN, Ordinary
 from tests.kernel.conftest import cgroups_of, outlive, serve, watched
+from tests.kernel.test_images import Image
 from tests.machine import PYTHON, USERS, Caller, Service, person, seqpacket, service, user
 
 QUOTA = '[each_user]\nkernels = 3\nstarts = 10000\nservers = 8\nmemory = "1 GiB"\nprocesses = 1000\n'
@@ -244,7 +244,8 @@ def test_what_a_kernel_changed_is_kept_for_its_user_alone(shared: Service, alice
     with serve(False, alice, ISOLATED_PYTHON_SERVICE=shared.path) as server:
         server.cgroup = True
         server.give("given", "one\n")
-        name = server.start(overrides={"files": KEEP})["id"]
+        started = server.start(overrides={"files": KEEP})
+        name, image = started["id"], Image(started["pid"])
         server.text("open('given', 'a').write('two'); open('made', 'w').write('x'); import os; os.chmod('made', 0)")
         server.ask("stop", name="kernel")
         assert (server.folder / "given").read_text() == "one\n"
@@ -258,12 +259,7 @@ def test_what_a_kernel_changed_is_kept_for_its_user_alone(shared: Service, alice
     assert name not in command(shared, bob, "diff").stdout
     command(shared, alice, "diff", name, "--discard")
     shared.clear()
-    assert in_use() == []
-
-
-def in_use() -> list[str]:
-    found = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
-    return [name for name in found if name.startswith(places.images_folder())]
+    assert not image.there()
 
 
 @images

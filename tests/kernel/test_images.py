@@ -7,10 +7,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from isolated_python.engine import places
 from isolated_python.errors import HostError
 from isolated_python.layers.catalogue import plan
+from isolated_python.layers.files import LAYER
 from isolated_python.linux import host
 from isolated_python.linux.host import Host, Lack
 from isolated_python.policy import sources
@@ -24,60 +26,72 @@ FILL = "with open('large', 'wb', 0) as file:\n    for _ in range(40): file.write
 COUNT = "import os; print(os.stat('large').st_size >> 20)"
 
 LACK = host.probe().lacks("image")[0]
-image = pytest.mark.skipif(bool(LACK), reason=LACK)
+needs_image = pytest.mark.skipif(bool(LACK), reason=LACK)
 
 
-def images() -> list[str]:
-    """The files behind all loop devices that are in use and ours."""
-    found = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
-    return [name for name in found if name.startswith(places.images_folder())]
+class Image:
+    """That of a kernel, whose process 1 has mounted it."""
+
+    def __init__(self, pid: int) -> None:
+        lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+        disk = next(line.split(" - ")[1].split()[1] for line in lines if line.split()[4] == LAYER)
+        self.where = Path("/sys/block", os.path.basename(disk), "loop", "backing_file")
+        self.name = self.where.read_text()
+        assert self.name.startswith(places.images_folder()), self.name
+
+    def there(self) -> bool:
+        try:
+            return self.where.read_text() == self.name
+        except OSError:
+            return False
 
 
-@image
+@needs_image
 def test_what_changes_lies_in_an_image_and_nothing_is_left_of_it(root_server: Server) -> None:
     """One for each life of each kernel. It is full when it is full, and the folder of the notebook is as it was."""
     root_server.give("given", "given")
-    for number, name in enumerate(("a", "b"), 1):
-        root_server.start(name, SIZED)
-        assert len(images()) == number
+    found = {}
+    for name in ("a", "b"):
+        found[name] = Image(root_server.start(name, SIZED)["pid"])
         assert root_server.text("open('given', 'w').write('changed'); print(open('given').read())", name) == "changed"
+    assert found["a"].name != found["b"].name
     assert "files.size" in root_server.run(FILL, "a")["text"]
     assert 10 <= int(root_server.text(COUNT, "a")) < 16
     assert "in an image on the disk" in root_server.text("%sandbox", "a")
     assert root_server.text("open('large', 'wb').write(bytes(4 << 20)); import os; print(os.listdir())", "b")
     root_server.ask("restart", name="a")
     assert root_server.text("import os; print(os.listdir())", "a") == "['given']"
-    assert len(images()) == 2
-    for name in ("a", "b"):
+    for name in found:
         root_server.ask("stop", name=name)
-    soon(images, [])
+    soon(lambda: [image.there() for image in found.values()], [False, False])
     assert os.listdir(places.images_folder()) == []
     assert [path.name for path in root_server.folder.iterdir()] == ["given"]
     assert (root_server.folder / "given").read_text() == "given"
 
 
-@image
+@needs_image
 @pytest.mark.parametrize("victim", ["init", "supervisor"])
 def test_a_death_leaves_no_image(root_server: Server, victim: str) -> None:
     pids = {"init": root_server.start(overrides=SIZED)["pid"], "supervisor": root_server.ask("supervisor")["pid"]}
     root_server.text("open('x', 'wb').write(bytes(1 << 20)) and None")
-    assert len(images()) == 1
+    image = Image(pids["init"])
     everybody = watched(root_server.ours())
     os.kill(pids[victim], signal.SIGKILL)
     if victim == "supervisor":
         assert not outlive(everybody, 10)
-    soon(images, [])
+    soon(image.there, False)
     assert os.listdir(places.images_folder()) == []
 
 
-@image
+@needs_image
 def test_a_start_that_is_given_up_leaves_no_image(root_server: Server) -> None:
     root_server.start("other")
     for _ in range(3):
         begun = root_server.ask("begin", **root_server.wanted(SIZED, name="kernel", pool=False))
         root_server.ask("forget", id=begun["id"])
         assert root_server.ask("begun")["error"]
-    soon(images, [])
+    supervisor = psutil.Process(root_server.ask("supervisor")["pid"])
+    soon(lambda: [file.path for file in supervisor.open_files() if places.images_folder() in file.path], [])
     assert root_server.text("print(6 * 7)", "other") == "42"
 
 
