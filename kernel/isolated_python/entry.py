@@ -3,16 +3,17 @@ What jupyter_client knows us by: imported on every machine, it says at a kernel'
 
 Runs:     in the Jupyter server, or whatever else starts kernels
 Trusts:   the server
-Imports:  errors, provisioner
+Imports:  errors, engine, provisioner
 """
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-from isolated_python.errors import HostError
+from isolated_python.errors import HostError, IsolatedPythonError
 
 if TYPE_CHECKING:
     from isolated_python.provisioner import IsolatedProvisioner
@@ -33,6 +34,20 @@ def check() -> None:
 def provisioner(**given: Any) -> IsolatedProvisioner:
     """A provisioner, as jupyter_client makes one for each kernel. Raises HostError, ProfileError."""
     check()
+    if "isolated_python.provisioner" not in sys.modules:
+        _begin(given)
     from isolated_python.provisioner import IsolatedProvisioner
 
     return IsolatedProvisioner(**given)
+
+
+def _begin(given: dict[str, Any]) -> None:
+    """Start the supervisor, which takes as long to come up as the rest of us takes to be imported.
+
+    What goes wrong is found again, and told, when the kernel is started.
+    """
+    from isolated_python.engine import client, places
+
+    configured = getattr(given.get("parent"), "config", {}).get("IsolatedProvisioner", {})
+    with contextlib.suppress(IsolatedPythonError, OSError, TypeError):
+        client.current(places.service(given.get("service", configured.get("service", "auto"))))

@@ -249,7 +249,7 @@ def ask_service() -> tuple[list[Finding], str]:
     """What this machine's service has for us, if there is one; and the version of the cgroup that it gives."""
     from isolated_python import __version__
     from isolated_python.engine import places, visits
-    from isolated_python.policy.service import SOCKET
+    from isolated_python.policy import SOCKET
 
     root = os.geteuid() == 0
     path = places.service("auto") or (SOCKET if root and os.path.exists(SOCKET) else "")

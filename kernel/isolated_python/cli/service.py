@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
+from isolated_python.policy import SOCKET
 from isolated_python.policy import service as policy
 
 
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), help=f"Its settings; {policy.CONFIG} where that exists.")
-@click.option("--socket", help=f"Where it listens, {policy.SOCKET} if nothing else is said.")
+@click.option("--socket", help=f"Where it listens, {SOCKET} if nothing else is said.")
 @click.option("--check", is_flag=True, help="Read the settings, print what they come to, and start nothing.")
 def service(config: Path | None, socket: str | None, check: bool) -> None:
     """Serve kernels to the unprivileged servers of this machine, each user within a quota.

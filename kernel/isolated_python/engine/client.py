@@ -17,15 +17,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isolated_python import __version__
 from isolated_python.engine import ROOT, places, visits
-from isolated_python.engine.sight import View
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
 from isolated_python.launcher.spawn import program, spawn
-from isolated_python.layers.cgroup import systemd
 from isolated_python.linux import packets
+
+if TYPE_CHECKING:
+    from isolated_python.engine.sight import View
 
 
 @dataclass(slots=True)
@@ -74,6 +75,8 @@ class Client:
             self.pid = spawn(command, environment, {3: theirs.fileno()})
         finally:
             theirs.close()
+        from isolated_python.layers.cgroup import systemd  # while the supervisor starts
+
         if systemd.wanted():
             # Without it there will be no cgroup, and each profile says whether that refuses the start.
             with contextlib.suppress(HostError):

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from isolated_python.errors import HostError
-from isolated_python.policy.service import SOCKET
+from isolated_python.policy import SOCKET
 
 IDENTITIES = "/run/isolated-python"  # also where the service's socket is, and the folders of its supervisors
 LONGEST_SOCKET = 107  # bytes: sockaddr_un

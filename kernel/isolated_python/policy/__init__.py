@@ -5,3 +5,5 @@ Runs:     in the server, the supervisor and the command line; `profile` also ins
 Trusts:   the files of the site; what a person writes is checked
 Imports:  errors
 """
+
+SOCKET = "/run/isolated-python/service.sock"  # of the privileged service, if its settings name no other

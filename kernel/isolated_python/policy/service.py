@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from isolated_python.errors import ProfileError
-from isolated_python.policy import parse, units
+from isolated_python.policy import SOCKET, parse, units
 from isolated_python.policy.profile import GiB, Resources
 
 CONFIG = "/etc/isolated-python/service.toml"
-SOCKET = "/run/isolated-python/service.sock"
 CEILING = Path(__file__).with_name("ceiling_of_service")  # its folder: for the keys that the site's do not name
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from isolated_python.engine.identities import COUNT, FIRST
-from isolated_python.policy.service import SOCKET
+from isolated_python.policy import SOCKET
 
 from tests.conftest import Ordinary
 from tests.kernel.conftest import outlive, watched
