@@ -42,8 +42,8 @@ class Changes:
         self._image = -1
 
     def lie_in(self, image: int) -> None:
-        """They lie in this detached mount. What others put over theirs is not in ours. Raises OSError."""
-        self._image = mount.clone_tree(image)
+        """They lie in this detached mount, ours from here on: what others put over a mount of theirs is not in it."""
+        self._image = image
 
     def hold(self, pid: int) -> None:
         """Keep what process 1 of the sandbox sees, beyond its end. Raises OSError, LaunchError."""

@@ -21,6 +21,7 @@ class Image:
     def __init__(self, folder: str, size: int, uid: int) -> None:
         """`folder`: on the file system that will hold it; `uid`: whose it will be inside. Raises LaunchError."""
         self.size, self._uid = size, uid
+        self._path = ""  # of its loop device
         self._disk = ""  # where Linux says which file the loop device shows
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -44,12 +45,17 @@ class Image:
             disk, path = loop.attach(self._file)
             self._disk = f"/sys/block/{os.path.basename(path)}/loop/backing_file"
             try:
-                # Otherwise a thread of Linux's would write zeros to where there is a hole now.
-                return mount.new("ext4", path, ("noinit_itable",), SAFE)
+                self._path = path
+                return self.again()
             finally:
                 os.close(disk)
         except OSError as error:
             raise LaunchError(f"an image cannot be mounted: {error.strerror}", remedy=REMEDY) from error
+
+    def again(self) -> int:
+        """Another mount of it, while there is one: before Linux 6.15 a detached mount has no copies. Raises OSError."""
+        # Otherwise a thread of Linux's would write zeros to where there is a hole now.
+        return mount.new("ext4", self._path, ("noinit_itable",), SAFE)
 
     @property
     def there(self) -> bool:

@@ -173,7 +173,7 @@ class Sandbox:
                 raise LaunchError("no file system can be made in an image; the server's log says why")
             self._descriptors["image"] = self._image.mount()
             if self._changes is not None:
-                self._changes.lie_in(self._descriptors["image"])
+                self._changes.lie_in(self._image.again())
         except (OSError, IsolatedPythonError) as error:
             self.fail(str(error))
         else:
