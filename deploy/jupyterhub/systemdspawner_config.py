@@ -28,5 +28,10 @@ c.SystemdSpawner.disable_user_sudo = True
 # Of the server alone: kernels of the service have their limits from it, and are in its unit.
 c.SystemdSpawner.mem_limit = "1G"
 
-# For servers without the service, and of no effect for others.
-c.SystemdSpawner.unit_extra_properties = {"Delegate": "yes"}
+c.SystemdSpawner.unit_extra_properties = {
+    # For servers without the service, and of no effect for others.
+    "Delegate": "yes",
+    # Once the start of a kernel has failed, for a quota, say, Jupyter's server (2.21) does not end by itself, and
+    # systemd would wait for it a minute and a half. Its kernels end with it all the same.
+    "TimeoutStopSec": "20",
+}

@@ -75,7 +75,7 @@ def test_a_unit_of_systemds_may_divide_its_group_and_hides_nothing_that_a_sandbo
     config = loaded(tmp_path, subconfigs("jupyterhub_config.py", "systemdspawner_config.py"))
     assert config.JupyterHub.spawner_class == "systemd"
     made = spawner(SystemdSpawner, config)
-    assert made.unit_extra_properties == {"Delegate": "yes"}
+    assert made.unit_extra_properties == {"Delegate": "yes", "TimeoutStopSec": "20"}
     assert (made.isolate_tmp, made.isolate_devices, made.disable_user_sudo) == (True, True, True)
     assert not made.readonly_paths
     assert made.mem_limit == 1 << 30
