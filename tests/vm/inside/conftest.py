@@ -38,12 +38,13 @@ def run(*command: str | Path) -> str:
 
 
 def processes_below(group: Path) -> list[psutil.Process]:
-    """All that are in a group, or in one below it, less those that are just ending."""
+    """All that are in a group, or in one below it, less those that are just ending, and groups that go with them."""
     found = []
     for folder, _, _ in os.walk(group):
-        for pid in Path(folder, "cgroup.procs").read_text().split():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found.append(psutil.Process(int(pid)))
+        with contextlib.suppress(FileNotFoundError):
+            for pid in Path(folder, "cgroup.procs").read_text().split():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(int(pid)))
     return found
 
 

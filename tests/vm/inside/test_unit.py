@@ -138,6 +138,7 @@ def test_a_restart_ends_all_kernels_and_a_server_finds_the_new_one(unit: Unit, a
         below, first = watched(unit.processes()), unit.main.pid
         systemctl("restart", UNITS[1])
         assert outlive(below, 1) == []
+        hers.ask("ended", name="kernel")  # from here on the server knows
         assert hers.start("again")["pid"]
         assert hers.text("print(6 * 7)", "again") == "42"
         assert unit.main.pid != first
@@ -151,6 +152,7 @@ def test_one_that_is_killed_takes_everything_with_it_and_comes_back(unit: Unit, 
         below, first = watched(unit.processes()), unit.main.pid
         os.kill(first, 9)
         assert outlive(below, SECONDS) == []
+        hers.ask("ended", name="kernel")
         assert hers.start("again")["pid"]
         assert hers.text("print(6 * 7)", "again") == "42"
         assert unit.shows("NRestarts") == "1"
