@@ -48,7 +48,7 @@ c.JupyterHub.load_roles = [
     {{"name": "test", "services": ["test"], "scopes": ["admin:users", "admin:servers", "access:servers", "list:users"]}}
 ]
 c.Spawner.environment.update({environment!r})
-c.Spawner.start_timeout = c.Spawner.http_timeout = 100
+c.Spawner.start_timeout = c.Spawner.http_timeout = {seconds}
 """
 
 pytestmark = [
@@ -60,11 +60,12 @@ pytestmark = [
 class Hub:
     """A hub, and a service of it that may do everything a user may at their server."""
 
-    def __init__(self, folder: Path, shared: Service, *, before: Sequence[str] = (), more: str = "") -> None:
-        """`before`: a command that the hub is started by. `more`: a configuration of its own."""
-        ports = free_ports(3)
-        self.url, self.token = f"http://127.0.0.1:{ports[0]}", secrets.token_hex(16)
-        self.hub_port = ports[1]
+    slowness = 1  # by how much everything takes longer than elsewhere
+
+    def __init__(self, folder: Path, service: str, *, before: Sequence[str] = (), more: str = "") -> None:
+        """`service`: its socket. `before`: a command that the hub is started by. `more`: a configuration of its own."""
+        self.port, self.hub_port, self.api_port = free_ports(3)
+        self.url, self.token = f"http://127.0.0.1:{self.port}", secrets.token_hex(16)
         folder.chmod(0o755)
         (folder / "jupyter").mkdir()
         shutil.copy(DEPLOY.parent / "jupyter_server_config.py", folder / "jupyter")
@@ -74,28 +75,30 @@ class Hub:
         config = folder / "jupyterhub_config.py"
         config.write_text(
             CONFIG.format(
-                deployed=str(DEPLOY / "jupyterhub_config.py"), port=ports[0], hub_port=ports[1],
-                api_port=ports[2], proxy=str(PROXY), users=set(USERS), token=self.token, more=more,
+                deployed=str(DEPLOY / "jupyterhub_config.py"), port=self.port, hub_port=self.hub_port,
+                api_port=self.api_port, proxy=str(PROXY), users=set(USERS), token=self.token, more=more,
+                seconds=100 * self.slowness,
                 environment={
-                    "ISOLATED_PYTHON_SERVICE": shared.path, "JUPYTERHUB_SINGLEUSER_APP": "jupyter-server",
+                    "ISOLATED_PYTHON_SERVICE": service, "JUPYTERHUB_SINGLEUSER_APP": "jupyter-server",
                     "JUPYTER_CONFIG_DIR": str(folder / "jupyter"), "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin",
                 },
             )
         )  # fmt: skip
         environment = {"PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8"}
+        environment["CONFIGPROXY_AUTH_TOKEN"] = self.token
         with (folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [*before, f"{BIN}/jupyterhub", "-f", str(config)], cwd=folder, env=environment, stdout=log, stderr=log
             )
         self.log = folder / "log"
 
-    def ask(self, method: str, path: str, body: Any = None, *, timeout: float = 60) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: Any = None, *, seconds: float = 60) -> tuple[int, Any]:
         """A request with the token of the service; status and what came back."""
         data = json.dumps(body).encode() if body is not None else None
         asked = urllib.request.Request(self.url + path, data, method=method)
         asked.add_header("Authorization", f"token {self.token}")
         try:
-            with urllib.request.urlopen(asked, timeout=timeout) as answer:
+            with urllib.request.urlopen(asked, timeout=seconds * self.slowness) as answer:
                 status, text = answer.status, answer.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -122,11 +125,11 @@ class Hub:
     def server(self, name: str) -> None:
         """Start a user's server, and follow it until it stands."""
         self.ask("POST", f"/hub/api/users/{name}")
-        status, answer = self.ask("POST", f"/hub/api/users/{name}/server", timeout=120)
+        status, answer = self.ask("POST", f"/hub/api/users/{name}/server", seconds=120)
         assert status in (201, 202), (answer, self.log.read_text()[-3000:])
         asked = urllib.request.Request(f"{self.url}/hub/api/users/{name}/server/progress")
         asked.add_header("Authorization", f"token {self.token}")
-        with urllib.request.urlopen(asked, timeout=120) as events:
+        with urllib.request.urlopen(asked, timeout=120 * self.slowness) as events:
             for line in events:
                 if line.startswith(b"data:") and (event := json.loads(line[5:])).get("ready"):
                     return
@@ -144,7 +147,7 @@ class Hub:
 
     def run(self, name: str, kernel: str, code: str) -> str:
         """What a cell prints; of an error, its last line."""
-        return asyncio.run(asyncio.wait_for(self._run(name, kernel, code), 60))
+        return asyncio.run(asyncio.wait_for(self._run(name, kernel, code), 60 * self.slowness))
 
     async def _run(self, name: str, kernel: str, code: str) -> str:
         from tornado.httpclient import HTTPRequest
@@ -185,7 +188,7 @@ class Hub:
         below = watched(psutil.Process(self.process.pid).children(recursive=True))
         self.process.terminate()
         try:
-            self.process.wait(60)
+            self.process.wait(60 * self.slowness)
         finally:
             self.process.kill()
         left = outlive(below, 20)
@@ -216,7 +219,7 @@ def shared() -> Iterator[Service]:
 def hub(shared: Service, users: dict[str, Ordinary]) -> Iterator[Hub]:
     folder = Path(tempfile.mkdtemp(prefix="isolated-hub-"))
     try:
-        one = Hub(folder, shared)
+        one = Hub(folder, shared.path)
         try:
             one.ready()
             yield one
@@ -342,7 +345,7 @@ def sudo(shared: Service, users: dict[str, Ordinary]) -> Iterator[Hub]:
         more += f'c.JupyterHub.cookie_secret_file = "{who.home}/secret"\n'
         more += f'c.ConfigurableHTTPProxy.pid_file = "{who.home}/proxy.pid"\n'
         before = ["unshare", "--mount", "sh", "-c", SUDO.format(hub=HUB), "sh"]
-        one = Hub(folder, shared, before=before, more=more)
+        one = Hub(folder, shared.path, before=before, more=more)
         try:
             one.ready()
             yield one
