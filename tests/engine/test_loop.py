@@ -29,3 +29,25 @@ def test_a_loop_that_ends_leaves_the_wakeup_descriptor_and_no_other_behind() -> 
         assert signal.set_wakeup_fd(before) == write
         os.close(read)
         os.close(write)
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_signal_ends_it_between_two_things_and_never_in_the_midst_of_one(when: str) -> None:
+    """A supervisor that was being let go, and was told to end meanwhile, waited for ever for whom it had not let go."""
+    done: list[str] = []
+    loop, before = Loop(), signal.getsignal(signal.SIGUSR1)
+
+    def deed() -> None:
+        if when == "during":
+            signal.raise_signal(signal.SIGUSR1)
+        done.append("all of it")
+
+    try:
+        loop.end_at(signal.SIGUSR1)
+        loop.later(0, deed)
+        if when == "before":
+            signal.raise_signal(signal.SIGUSR1)
+        loop.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert done == ([] if when == "before" else ["all of it"])

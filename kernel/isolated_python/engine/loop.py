@@ -23,6 +23,15 @@ class Loop:
         self._known: set[int] = set()  # children whose end somebody waits for
         self._strangers: Callable[[], bool] | None = None
         self._deaths = False  # of children, since we looked last
+        self._over = False
+
+    def end_at(self, *numbers: int) -> None:
+        """From here on these signals end `run`: between two things that it does, never in the midst of one."""
+        for number in numbers:
+            signal.signal(number, self._told_to_end)
+
+    def _told_to_end(self, *_: object) -> None:
+        self._over = True
 
     def listen(self, descriptor: Any, do: Do) -> None:
         """Call `do` whenever there is something to read."""
@@ -104,7 +113,7 @@ class Loop:
             os.waitid(os.P_PID, found.si_pid, os.WEXITED)
 
     def run(self) -> None:
-        """For ever. What is called may raise SystemExit, and so may a handler of a signal.
+        """Until a signal of `end_at` comes; what is called may raise SystemExit.
 
         Python runs no handler in a system call that waits: a signal that came just before it is noticed by the pipe.
         """
@@ -124,7 +133,7 @@ class Loop:
             os.close(wake_write)
 
     def _serve(self) -> None:
-        while True:
+        while not self._over:
             wait = min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST) if self._timers else None
             for key, _ in self._selector.select(wait):
                 if self._selector.get_map().get(key.fd) is key:  # not ignored by one that came before it

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import select
 import signal
 import socket
 import stat
@@ -64,7 +65,8 @@ class Service:
         seccomp.cached("relay", self.cache, sys.executable)  # now, and not when the first user waits
 
     def serve(self) -> None:
-        """For ever. Raises SystemExit at a SIGTERM."""
+        """Until a SIGTERM, or a Ctrl-C."""
+        self.loop.end_at(signal.SIGTERM, signal.SIGINT)
         self.listener.setblocking(False)
         self.loop.listen(self.listener, self._admit)
         self.loop.run()
@@ -183,13 +185,25 @@ class Service:
         """End every supervisor, wait for all, and leave nothing."""
         for user in [*self.users.values()]:
             self._let_go(user)
+        until = time.monotonic() + GRACE
         for user in self.leaving:
             if not user.ended:
-                os.waitpid(user.pid, 0)
+                _await(user.pid, until - time.monotonic())
         cgroup.sweep()
         places.sweep(self.base)
         for user in self.leaving:
             leave(user.identities, LOCK)
+
+
+def _await(pid: int, seconds: float) -> None:
+    """The end of a child; it is killed where it takes longer."""
+    pidfd = os.pidfd_open(pid)
+    ended = select.poll()
+    ended.register(pidfd, select.POLLIN)
+    if not ended.poll(1000 * max(0.0, seconds)):
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(pidfd)
 
 
 def _swept(pid: int) -> bool:

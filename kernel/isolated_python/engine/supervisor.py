@@ -513,11 +513,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     supervisor = Supervisor(socket.socket(fileno=3))
     supervisor.server.set_inheritable(False)
-
-    def stop(*_: object) -> None:
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, stop)
+    supervisor.loop.end_at(signal.SIGTERM)
     try:
         supervisor.serve()
     finally:
