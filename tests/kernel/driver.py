@@ -297,7 +297,8 @@ def digest(data: Any) -> tuple[int, str]:
 @deed
 def restart(ask: dict[str, Any]) -> dict[str, Any]:
     managers[ask["name"]].restart_kernel(now=ask.get("now", False))
-    clients[ask["name"]].wait_for_ready(timeout=60)
+    if ask.get("wait", True):
+        clients[ask["name"]].wait_for_ready(timeout=60)
     return {"pid": managers[ask["name"]].provisioner.pid}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 
 import psutil
@@ -79,6 +80,17 @@ def test_a_flood_of_raw_output_and_of_refused_calls_stops_nobody_else(server: Se
     assert sum(used.cpu_times()[:2]) - before < seconds / 4
     server.start("c")  # and new ones start
     assert server.text("print(1)", "c") == "1"
+
+
+SLOW = "import select; select.select([], [], [], 2.5); import ipykernel.kernelapp as app; app.launch_new_instance()"
+
+
+def test_what_is_asked_while_the_next_kernel_comes_up_is_answered(root_server: Server) -> None:
+    """Also of a program that takes its time before it listens, and by a client that waits for nothing."""
+    argv = [sys.executable, "-c", SLOW, "-f", "{connection_file}"]
+    root_server.start(spec={"argv": argv}, pool=False)
+    root_server.ask("restart", name="kernel", now=True, wait=False)
+    assert root_server.text("print('here')") == "here"
 
 
 def test_a_kernel_that_ends_before_its_server_looks_has_ended(root_server: Server) -> None:

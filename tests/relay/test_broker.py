@@ -379,6 +379,50 @@ def test_a_client_does_not_notice_that_another_kernel_takes_the_place(relay: Rel
     kernel.close()
 
 
+def test_a_question_is_not_lost_with_a_kernel_that_dies_before_it_is_asked(relay: Relay) -> None:
+    relay.open()
+    client, kernel = relay.pair("shell")
+    kernel.close()
+    relay.restart()
+    client.sendall(message(b"a question"))
+    opening = GREETING + ready(b"DEALER")
+    second, _ = relay.listeners[0].accept()
+    second.settimeout(10)
+    with second:
+        assert exactly(second, len(opening)) == opening
+        second.sendall(GREETING[:30])
+    relay.restart()
+    third, _ = relay.listeners[0].accept()
+    third.settimeout(10)
+    with client, third:
+        assert exactly(third, len(opening)) == opening
+        third.sendall(GREETING + ready(b"ROUTER") + message(b"an answer"))
+        assert exactly(third, len(message(b"a question"))) == message(b"a question")
+        assert exactly(client, len(message(b"an answer"))) == message(b"an answer")
+
+
+def test_who_asks_is_heard_by_the_next_kernel_after_who_listens(relay: Relay) -> None:
+    relay.open()
+    pairs = {channel: relay.pair(channel) for channel in ("shell", "iopub")}
+    pairs["iopub"][0].sendall(command(b"SUBSCRIBE", b""))
+    exactly(pairs["iopub"][1], len(command(b"SUBSCRIBE", b"")))
+    relay.restart()
+    pairs["shell"][0].sendall(message(b"a question"))
+    following = {}
+    for channel in ("shell", "iopub"):
+        one, _ = relay.listeners[CHANNELS.index(channel)].accept()
+        one.settimeout(10)
+        following[channel] = one
+        exactly(one, len(GREETING + ready(SOCKET_TYPES[channel, CLIENT][0])))
+    following["shell"].sendall(GREETING + ready(b"ROUTER"))
+    assert not select.select([following["shell"]], [], [], 0.3)[0], "who listens would have missed the answer"
+    following["iopub"].sendall(GREETING + ready(b"PUB"))
+    assert exactly(following["iopub"], len(command(b"SUBSCRIBE", b""))) == command(b"SUBSCRIBE", b"")
+    assert exactly(following["shell"], len(message(b"a question"))) == message(b"a question")
+    for one in (*following.values(), *(end for pair in pairs.values() for end in pair)):
+        one.close()
+
+
 def test_the_next_kernel_knows_what_a_client_wants_to_hear(relay: Relay) -> None:
     relay.open()
     client, kernel = relay.pair("iopub")

@@ -89,7 +89,9 @@ class Link:
         0.1 to 0.2 s to come back.
         """
         client, kernel = self.client, self.kernel_end
-        if kernel is None or not (client.open and client.walk.again and kernel.walk.again):
+        if kernel is None or not (client.open and client.walk.again):
+            return False
+        if not (kernel.walk.again or kernel.walk.known):  # known: nothing of what it said has gone on
             return False
         by_message = self.channel == "iopub" and client.walk.messages  # a subscription, before ZMTP 3.1
         return not (client.piped or kernel.piped or by_message)
@@ -124,6 +126,12 @@ class Kernel:
     def open(self, order: dict[str, Any], listeners: list[socket.socket]) -> None:
         self.order, self.listeners, self.key = order, listeners, str(order["key"])
         self.channels, self.granted = order["channels"], Granted(**order["granted"])
+
+    @property
+    def deaf(self) -> bool:
+        """Whether a client that listens to its output is still to be introduced to it."""
+        ends = [link.kernel_end for link in self.links if link.channel == "iopub"]
+        return any(end is None or not (end.open and end.walk.ready) for end in ends)
 
     def asked(self, frames: list[bytes]) -> None:
         """A client has sent a message on shell."""
@@ -428,10 +436,12 @@ class Broker:
             address = ("127.0.0.1", kernel.target["ports"][number])
         inside.setblocking(False)
         failure = inside.connect_ex(address)
+        if failure == errno.ECONNABORTED:  # so Linux tells once more, by this socket, that it was refused before
+            failure = inside.connect_ex(address)
         if failure == errno.EINPROGRESS and _settled(inside):
             failure = inside.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure in (0, errno.EINPROGRESS):
-            known = b"" if before is None else bytes(before.walk.opening)
+            known = b"" if before is None else before.walk.known or bytes(before.walk.opening)
             end = link.kernel_end = link.client.other = End(link, KERNEL, inside, known)
             end.other = link.client
             self._serve(end)
@@ -449,16 +459,24 @@ class Broker:
     def _rejoin(self, end: End) -> None:
         """Say to another kernel what the client has said to open its connection, and nothing more before it answers.
 
-        libzmq takes whatever follows READY for an error as long as it has not sent its own.
+        libzmq takes whatever follows READY for an error as long as it has not sent its own. And who asks is not heard
+        before who listens, or would miss what comes of it.
         """
-        client = end.link.client
+        link, client = end.link, end.link.client
         client.paused = True
+        until = time.monotonic() + LINGER
 
         def heard(events: int) -> None:
             self.happened(end, events)
             if end.open and end.walk.ready:
                 self.handlers[end.socket.fileno()] = partial(self.happened, end)
                 self.write(end, bytes(client.walk.wishes))
+                go_on()
+
+        def go_on() -> None:
+            if link.channel != "iopub" and link.kernel.deaf and time.monotonic() < until:
+                self._later(AGAIN, go_on)
+            elif link.kernel_end is end:
                 self._resume(client)
 
         self.handlers[end.socket.fileno()] = heard
@@ -620,13 +638,14 @@ class Broker:
         if end.side == KERNEL and (link.lasts or (link.channel == "iopub" and link.client.open and end.walk.ready)):
             self._close(end)
             self.adjust(link.client)
-            self._later(LINGER, lambda: self._still_cut(end))
+            target = link.kernel.target
+            self._later(LINGER, lambda: self._still_cut(end, target))
         else:
             self.close(link)
 
-    def _still_cut(self, end: End) -> None:
+    def _still_cut(self, end: End, target: dict[str, Any] | None) -> None:
         """The kernel that has closed this lives: its client shall connect anew, as it would without us."""
-        if end.link.kernel_end is end and end.link.kernel.target is not None:
+        if end.link.kernel_end is end and end.link.kernel.target is target is not None:
             self.close(end.link)
 
     def _cut(self, link: Link) -> None:
