@@ -250,6 +250,21 @@ print(json.dumps({
 """
 
 
+def apart(hub: Hub, users: dict[str, Ordinary], kernels: dict[str, str]) -> None:
+    """Neither user's kernel finds the other, the host, the hub or the service; files stay their owners'."""
+    for name, other in zip(USERS, reversed(USERS), strict=True):
+        found = json.loads(hub.run(name, kernels[name], LOOK % (str(users[other].home), hub.hub_port)))
+        assert found.pop("processes") < 8
+        assert found == {
+            "theirs": "FileNotFoundError", "homes": ["user"], "shadow": "FileNotFoundError",
+            "service": "FileNotFoundError", "hub": "ConnectionRefusedError", "tokens": [], "uid": 1000,
+        }  # fmt: skip
+        hub.run(name, kernels[name], f"open('mine.txt', 'w').write({name!r})")
+        mine = Path(f"/home/{name}/notebooks/mine.txt")
+        assert (mine.read_text(), mine.owner()) == (name, name)
+        mine.unlink()
+
+
 def test_two_users_of_a_locked_hub_have_kernels_that_know_neither_each_other_nor_the_host(
     hub: Hub, shared: Service, users: dict[str, Ordinary]
 ) -> None:
@@ -270,17 +285,7 @@ def test_two_users_of_a_locked_hub_have_kernels_that_know_neither_each_other_nor
     assert "mine" not in hub.ask("GET", f"/user/{alice}/api/kernelspecs")[1]["kernelspecs"]
     hub.server(bob)
     kernels = {name: hub.start(name) for name in USERS}
-    for name, other in ((alice, bob), (bob, alice)):
-        found = json.loads(hub.run(name, kernels[name], LOOK % (str(users[other].home), hub.hub_port)))
-        assert found.pop("processes") < 8
-        assert found == {
-            "theirs": "FileNotFoundError", "homes": ["user"], "shadow": "FileNotFoundError",
-            "service": "FileNotFoundError", "hub": "ConnectionRefusedError", "tokens": [], "uid": 1000,
-        }  # fmt: skip
-        hub.run(name, kernels[name], f"open('mine.txt', 'w').write({name!r})")
-        mine = Path(f"/home/{name}/notebooks/mine.txt")
-        assert (mine.read_text(), mine.owner()) == (name, name)
-        mine.unlink()
+    apart(hub, users, kernels)
     supervisors = {name: shared.supervisor(users[name]) for name in USERS}
     identities = {name: {*below(supervisors[name]).values()} for name in USERS}
     assert identities[alice].isdisjoint(identities[bob])

@@ -52,7 +52,7 @@ def held(granted: dict[str, Any]) -> str:
     if granted["files"]["workspace"] != "copy-on-write":
         return "told when it is exceeded, and held by nobody"
     place = "an image on the disk" if granted["image"] else "memory"
-    found = os.statvfs("/mnt/workspace")
+    found = os.statvfs(explain.OWN[0])
     return f"{(found.f_blocks - found.f_bfree) * found.f_frsize / explain.MiB:.1f} MiB changed, in {place}"
 
 

@@ -78,8 +78,11 @@ class Link:
     def __init__(self, kernel: Kernel, channel: str, client: socket.socket) -> None:
         self.kernel, self.channel = kernel, channel
         self.client = End(self, CLIENT, client)
-        self.kernel_end: End | None = None  # closed, between one kernel and the next
-        self.began = time.monotonic()
+
+    @property
+    def kernel_end(self) -> End | None:
+        """The kernel's side: closed, between one kernel and the next; None before there was one."""
+        return self.client.other
 
     @property
     def lasts(self) -> bool:
@@ -442,7 +445,7 @@ class Broker:
             failure = inside.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure in (0, errno.EINPROGRESS):
             known = b"" if before is None else before.walk.known or bytes(before.walk.opening)
-            end = link.kernel_end = link.client.other = End(link, KERNEL, inside, known)
+            end = link.client.other = End(link, KERNEL, inside, known)
             end.other = link.client
             self._serve(end)
             if before is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +17,7 @@ from isolated_python.policy.service import SOCKET
 from tests.conftest import Ordinary
 from tests.kernel.conftest import outlive, watched
 from tests.machine import USERS
-from tests.places.test_hub import DEPLOY, LOOK, Hub, below
+from tests.places.test_hub import DEPLOY, Hub, apart, below
 from tests.vm.inside.conftest import GROUP, SECONDS, SETTINGS, Unit, processes_below, run
 
 PROXY = "/opt/proxy/node_modules/.bin/configurable-http-proxy"
@@ -73,21 +72,6 @@ def users(alice: Ordinary, bob: Ordinary) -> dict[str, Ordinary]:
 def group_of(name: str) -> Path:
     """Of a user's server: systemdspawner's name for its unit."""
     return Path(f"/sys/fs/cgroup/system.slice/jupyter-{name}-singleuser.service")
-
-
-def apart(hub: Hub, users: dict[str, Ordinary], kernels: dict[str, str]) -> None:
-    """Neither user's kernel finds the other, the host, the hub or the service; files stay their owners'."""
-    for name, other in zip(USERS, reversed(USERS), strict=True):
-        found = json.loads(hub.run(name, kernels[name], LOOK % (str(users[other].home), hub.hub_port)))
-        assert found.pop("processes") < 8
-        assert found == {
-            "theirs": "FileNotFoundError", "homes": ["user"], "shadow": "FileNotFoundError",
-            "service": "FileNotFoundError", "hub": "ConnectionRefusedError", "tokens": [], "uid": 1000,
-        }  # fmt: skip
-        hub.run(name, kernels[name], f"open('mine.txt', 'w').write({name!r})")
-        mine = Path(f"/home/{name}/notebooks/mine.txt")
-        assert (mine.read_text(), mine.owner()) == (name, name)
-        mine.unlink()
 
 
 def test_servers_are_units_and_their_kernels_are_the_services(unit: Unit, users: dict[str, Ordinary]) -> None:
