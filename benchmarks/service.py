@@ -188,6 +188,7 @@ def measure(count: int, seconds: float, pause: float) -> dict[str, Any]:
             "all ready": 1000 * (time.perf_counter() - began),
             "first reply, median": statistics.median(first),
         }
+        psutil.wait_procs(psutil.Process(process.pid).children(recursive=True), timeout=3)  # who is on their way out
         below = psutil.Process(process.pid).children(recursive=True)
         supervisors = psutil.Process(process.pid).children()
         kernels = [one for one in below if one.uids().real and "zygote" in " ".join(one.cmdline())]
