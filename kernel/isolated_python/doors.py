@@ -11,17 +11,16 @@ from __future__ import annotations
 import os
 import site
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from jupyter_core.paths import ENV_CONFIG_PATH, SYSTEM_CONFIG_PATH, jupyter_config_path
 
 from isolated_python.errors import HostError
 from isolated_python.kernelspecs import LockedKernelSpecManager
+from isolated_python.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
+class Door(Record):
     """`open` says of a configured server what stands open, if anything; `setting` shuts it."""
 
     name: str

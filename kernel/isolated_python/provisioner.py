@@ -18,7 +18,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -30,6 +29,7 @@ from isolated_python.engine import ADAPTIVE, ROOT, client, folders, interpreters
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProfileError
 from isolated_python.policy import parse, sources
 from isolated_python.policy.profile import Profile
+from isolated_python.record import replace
 
 INSIDE = "/mnt/workspace"
 RUNTIME = "/home/user/.local/share/jupyter/runtime"

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from isolated_python.engine.packages import Interpreter
 from isolated_python.engine.sight import View
 from isolated_python.errors import IsolatedPythonError
 from isolated_python.policy.profile import Modules, Profile
+from isolated_python.record import replace
 
 VERSION = (sys.version_info[0], sys.version_info[1])
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from isolated_python.engine import reasons
 from isolated_python.layers.cgroup import v2
 from isolated_python.policy.profile import MiB, Profile, Resources
+from isolated_python.record import replace
 
 GRANTED = replace(Profile(name="small"), resources=Resources(memory=64 * MiB))
 UNLIMITED = replace(Profile(name="large"), resources=Resources(memory=None))

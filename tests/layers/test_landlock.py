@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from isolated_python.layers import landlock as layer
 from isolated_python.layers.step import Step
 from isolated_python.linux import landlock
 from isolated_python.policy.profile import Files, Layers, Mount, Profile
+from isolated_python.record import replace
 
 ABI = landlock.abi()
 NOBODY = 65534

@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from isolated_python.layers import privileges
 from isolated_python.layers.step import Step
 from isolated_python.policy.profile import Layers, Profile
+from isolated_python.record import replace
 
 NOBODY = 65534
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")

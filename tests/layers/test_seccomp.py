@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pyseccomp
@@ -26,6 +25,7 @@ from isolated_python.layers.filters import ALLOW, KILL, NOTIFY, Match, Table, re
 from isolated_python.layers.step import Step
 from isolated_python.linux import libc, seccomp
 from isolated_python.policy.profile import Layers, Profile
+from isolated_python.record import replace
 
 X86_64, AARCH64, I386 = 0xC000003E, 0xC00000B7, 0x40000003
 HALF = (1 << 32) - 1

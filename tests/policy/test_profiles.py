@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from isolated_python.errors import ProfileError
 from isolated_python.policy import sources
 from isolated_python.policy.profile import GiB, MiB, Profile
+from isolated_python.record import replace
 
 SHIPPED = ("standard", "shared", "data-science", "classroom", "exam", "grading", "open")
 

@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -19,6 +18,7 @@ from isolated_python.launcher.spawn import spawn
 from isolated_python.layers import seccomp
 from isolated_python.linux import packets
 from isolated_python.policy.profile import Channels
+from isolated_python.record import asdict
 from isolated_python.relay import zmtp
 from isolated_python.relay.rules import CHANNELS, CLIENT, KERNEL, SOCKET_TYPES, WAITING, WHOLE, Bounds
 from jupyter_client.session import Session

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 RECORDS = 200  # of one event, for one kernel; what comes after is counted
@@ -12,14 +11,14 @@ KINDS = 500  # of things that are counted apart, for one kernel; the rest is cou
 OTHERS = "others"
 
 
-@dataclass(slots=True)
 class Account:
     """Of one kernel, through all its restarts."""
 
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    written: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    owner: str = ""
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.written: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.owner = ""
 
 
 class Ledger:

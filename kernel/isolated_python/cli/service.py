@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from isolated_python.policy import SOCKET
 from isolated_python.policy import service as policy
+from isolated_python.record import replace
 
 
 @click.command()

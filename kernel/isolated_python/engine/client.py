@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from isolated_python import __version__
@@ -29,16 +28,16 @@ if TYPE_CHECKING:
     from isolated_python.engine.sight import View
 
 
-@dataclass(slots=True)
 class Kernel:
     """What the server knows of one running kernel."""
 
-    name: str
-    ended: Future[int] = field(default_factory=Future)
-    status: int | None = None  # as subprocess.Popen.returncode
-    reason: str = ""
-    words: str = ""  # the end of what it wrote to its standard streams
-    explained: bool = False  # the server's log knows why it ended
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ended: Future[int] = Future()
+        self.status: int | None = None  # as subprocess.Popen.returncode
+        self.reason = ""
+        self.words = ""  # the end of what it wrote to its standard streams
+        self.explained = False  # the server's log knows why it ended
 
 
 class Client:

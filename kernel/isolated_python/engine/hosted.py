@@ -21,7 +21,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +41,7 @@ from isolated_python.policy import service as policy
 from isolated_python.policy import sources
 from isolated_python.policy.parse import LEAST_IMAGE
 from isolated_python.policy.profile import Profile, Resources
+from isolated_python.record import asdict, replace
 
 MINUTE = 60.0
 LARGEST_VIEW = 4 << 20  # bytes of a list of what is hidden
@@ -171,13 +171,13 @@ def check_archive(descriptor: int, uid: int) -> None:
 # ---- the supervisor --------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, slots=True)
 class Peer:
     """A server, or the command line."""
 
-    socket: socket.socket
-    greeted: bool = False
-    kernels: set[str] = field(default_factory=set)  # those it has started and not forgotten
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.greeted = False
+        self.kernels: set[str] = set()  # those it has started and not forgotten
 
 
 class Starts:

@@ -14,19 +14,18 @@ import stat
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from isolated_python.engine import places
 from isolated_python.engine.changes import GONE, OPAQUE
 from isolated_python.errors import IsolatedPythonError, LaunchError
+from isolated_python.record import Record
 
 ARCHIVE, ABOUT = "changes.tar", "about.json"
 LONGEST = 256 * 1024  # bytes of a file whose lines are compared
 MOST_LINES = 5000
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Record):
     id: str
     folder: str  # of the archive
     workspace: str

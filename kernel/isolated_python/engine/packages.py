@@ -8,11 +8,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from isolated_python.errors import LaunchError
 from isolated_python.policy.modules import normal
+from isolated_python.record import Record
 
 EXTENSION = re.compile(r"\.(py|pyc|so|pyd|abi3\.so|cpython-[\w-]+\.so)$")
 NAME = re.compile(rb"^Name:[ \t]*(\S+)", re.MULTILINE)
@@ -20,16 +20,14 @@ OTHERWISE = "or write modules.hidden = false and guard = false in the profile"
 ELSEWHERE = ("lib/python3*/site-packages", "lib64/python3*/site-packages", "lib/python3*/dist-packages")
 
 
-@dataclass(frozen=True, slots=True)
-class Interpreter:
+class Interpreter(Record):
     """What decides which packages are found."""
 
     version: tuple[int, int]
     folders: tuple[str, ...]  # where it looks for packages, in order
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(Record):
     """An installed distribution. `fault`: what is wrong with its metadata, empty where it is whole."""
 
     name: str
@@ -42,8 +40,7 @@ class Package:
     fault: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
+class Environment(Record):
     interpreter: Interpreter
     packages: dict[str, Package]  # by normal name; of two, the one that is found first
     shadowed: tuple[Package, ...]  # the others

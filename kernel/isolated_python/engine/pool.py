@@ -9,7 +9,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from isolated_python.engine import ADAPTIVE
@@ -31,16 +30,16 @@ BORN_WITH = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": 
 Request = dict[str, Any]
 
 
-@dataclass(slots=True)
 class Kind:
     """Kernels that differ in nothing but whose they are."""
 
-    template: Request
-    size: int
-    waiting: list[Sandbox] = field(default_factory=list)
-    coming: int = 0  # made, and not standing yet
-    asked: deque[float] = field(default_factory=lambda: deque(maxlen=MOST))  # when; the last of them
-    broken: bool = False  # one ended before it stood; wait for the next person before trying again
+    def __init__(self, size: int) -> None:
+        self.template: Request = {}
+        self.size = size
+        self.waiting: list[Sandbox] = []
+        self.coming = 0  # made, and not standing yet
+        self.asked: deque[float] = deque(maxlen=MOST)  # when; the last of them
+        self.broken = False  # one ended before it stood; wait for the next person before trying again
 
     def wanted(self, now: float) -> int:
         if self.broken or not self.asked or now - self.asked[-1] > IDLE:
@@ -72,7 +71,7 @@ class Pool:
         if not size or not later or request["argv"] is not None:
             return None
         key = json.dumps([request[name] for name in FIXED])
-        kind = self._kinds.pop(key, None) or Kind({}, size)
+        kind = self._kinds.pop(key, None) or Kind(size)
         self._kinds[key] = kind  # the latest is the last
         if len(self._kinds) > MOST_KINDS:
             for other in self._kinds.pop(next(iter(self._kinds))).waiting:

@@ -8,7 +8,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from isolated_python.engine import ROOT
@@ -37,15 +36,14 @@ LONGEST = 200  # characters of a text that it tells
 Event = dict[str, Any]
 
 
-@dataclass(slots=True)
 class Door:
     """The client side of a kernel: sockets that outlive restarts."""
 
-    key: str
-    channels: dict[str, Any]
-    granted: dict[str, Any]  # see relay.rules.Granted
-    listeners: list[socket.socket]
-    paths: list[str]
+    def __init__(self, key: str, channels: dict[str, Any], granted: dict[str, Any]) -> None:
+        """`channels`, `granted`: see relay.rules."""
+        self.key, self.channels, self.granted = key, channels, granted
+        self.listeners: list[socket.socket] = []
+        self.paths: list[str] = []
 
 
 class Relay:
@@ -140,7 +138,7 @@ class Relay:
         if door is not None:
             _remove(door)
         paths = [f"{self._clients}/{prefix}-{number}" for number in (1, 2, 3, 4, 5)]
-        door = self._doors[name] = Door(key, channels, granted, [], [])
+        door = self._doors[name] = Door(key, channels, granted)
         for path in paths:
             door.listeners.append(listener(path, self._client))
             door.paths.append(path)  # and not before: a path that is another kernel's is not ours to remove

@@ -10,7 +10,6 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,6 +35,7 @@ from isolated_python.layers.identity import USER
 from isolated_python.linux import namespaces, packets
 from isolated_python.linux.process import Person
 from isolated_python.policy.profile import Profile, Resources
+from isolated_python.record import asdict
 
 CHANNELS = {"shell": "shell", "iopub": "iopub", "stdin": "stdin-channel", "control": "control", "hb": "hb"}
 UNLIMITED = Resources(memory=None, processes=None)
@@ -45,29 +45,27 @@ AGAIN = 0.01  # seconds between two tries to remove their cgroup
 MOST_NAMED = 20  # refused calls of one kernel that are named to others
 
 
-@dataclass(slots=True)
 class Shared:
     """What all sandboxes of a supervisor have in common."""
 
-    loop: Loop
-    log: Log
-    ledger: Ledger
-    folder: str  # of our sockets
-    relay: relays.Relay
-    identities: Identities | None  # None: every kernel runs as who we are
-    call_name: Callable[[int], str]
-    taken: Callable[[int], bool]  # whether we know such a child of ours already
-    gone: Callable[[Sandbox], None]  # it has been let go of, and its name is free
-    ended: Callable[[Sandbox, int, str], None]  # a kernel that ran: its status, and why we think so
-    person: Person | None = None  # whose kernels these are, where that is not who we are
-    translations: workspace.Translations = field(default_factory=workspace.Translations)
-    ahead: Ahead | None = field(init=False, default=None)  # as `identities`
-    incarnations: int = 0
-    images: list[Image] = field(default_factory=list)  # all that were made, as far as nobody has found them gone
+    def __init__(
+        self, loop: Loop, log: Log, ledger: Ledger, folder: str, relay: relays.Relay, identities: Identities | None,
+        call_name: Callable[[int], str], taken: Callable[[int], bool], gone: Callable[[Sandbox], None],
+        ended: Callable[[Sandbox, int, str], None], person: Person | None = None,
+    ) -> None:  # fmt: skip
+        """`folder`: of our sockets. `identities`: None where every kernel runs as who we are.
 
-    def __post_init__(self) -> None:
-        if self.identities is not None:
-            self.ahead = Ahead(self.loop, self.identities, self.translations.prepare)
+        `taken`: whether we know such a child of ours already. `gone`: it has been let go of, and its name is free.
+        `ended`: a kernel that ran; its status, and why we think so.
+        `person`: whose kernels these are, where that is not who we are.
+        """
+        self.loop, self.log, self.ledger, self.folder, self.relay = loop, log, ledger, folder, relay
+        self.identities, self.person = identities, person
+        self.call_name, self.taken, self.gone, self.ended = call_name, taken, gone, ended
+        self.translations = workspace.Translations()
+        self.ahead = Ahead(loop, identities, self.translations.prepare) if identities is not None else None
+        self.incarnations = 0
+        self.images: list[Image] = []  # all that were made, as far as nobody has found them gone
 
     @property
     def relay_uid(self) -> int | None:

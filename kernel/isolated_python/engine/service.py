@@ -18,7 +18,6 @@ import struct
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +37,14 @@ GRACE = 20.0  # seconds that a supervisor has to clear away, before it is killed
 MOST_REFUSED = 64  # connections that are kept a moment, so that they read why
 
 
-@dataclass(eq=False, slots=True)
 class User:
     """A user who has a supervisor."""
 
-    uid: int
-    pid: int
-    channel: socket.socket
-    identities: int  # open as long as a process may have one of them
-    given: int = 0  # connections
-    ended: bool = False
+    def __init__(self, uid: int, pid: int, channel: socket.socket, identities: int) -> None:
+        """`identities`: a descriptor, open as long as a process may have one of them."""
+        self.uid, self.pid, self.channel, self.identities = uid, pid, channel, identities
+        self.given = 0  # connections
+        self.ended = False
 
 
 class Service:

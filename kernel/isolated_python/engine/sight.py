@@ -14,7 +14,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolated_python.engine import ROOT
@@ -35,6 +34,7 @@ from isolated_python.errors import LaunchError
 from isolated_python.policy import modules, sets
 from isolated_python.policy.modules import normal
 from isolated_python.policy.profile import Profile
+from isolated_python.record import Record
 
 if TYPE_CHECKING:
     from isolated_python.layers.view import Hidden
@@ -46,8 +46,7 @@ CACHE = "__pycache__"
 WHEELS = ("share/python-wheels", "lib/python3*/ensurepip/_bundled")  # packages in a form that can be imported, too
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(Record):
     """What a list of grants means in an environment."""
 
     hidden: Hidden  # folder → names in it that are not there

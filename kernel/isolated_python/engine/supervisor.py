@@ -16,7 +16,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -37,6 +36,7 @@ from isolated_python.linux import host as host_facts
 from isolated_python.linux import mount, namespaces, packets, prctl
 from isolated_python.linux.process import Person
 from isolated_python.policy.profile import Profile
+from isolated_python.record import replace
 
 VISITS = "visits"  # the socket in our folder where the command line may call
 PAGE = 64  # kernels in one answer to `list`

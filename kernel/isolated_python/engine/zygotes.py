@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from isolated_python.engine import ROOT
 from isolated_python.engine.cradle import Cradle
@@ -16,10 +15,10 @@ from isolated_python.launcher.spawn import program, spawn
 from isolated_python.layers import cgroup
 from isolated_python.layers.step import Step
 from isolated_python.linux import caps, namespaces, packets, prctl
+from isolated_python.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(Record):
     """What must be equal for two kernels to come from one zygote."""
 
     interpreter: str
@@ -33,15 +32,12 @@ class Kind:
     root: str = ROOT  # where it finds our package: a server of the service may have one of its own
 
 
-@dataclass(slots=True)
 class Zygote:
-    kind: Kind
-    pid: int
-    control: socket.socket
-    cradle: Cradle
-    words: Words | None = None  # what it writes, where that is not for our log
-    ready: bool = False
-    prepared: bool = False  # it has imported all that it means to
+    def __init__(self, kind: Kind, pid: int, control: socket.socket, cradle: Cradle, words: Words | None) -> None:
+        """`words`: what it writes, where that is not for our log."""
+        self.kind, self.pid, self.control, self.cradle, self.words = kind, pid, control, cradle, words
+        self.ready = False
+        self.prepared = False  # it has imported all that it means to
 
     def last_words(self) -> str:
         """It has ended, or will: what there is to say of that."""

@@ -8,14 +8,14 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+from isolated_python.record import Record
 
 MiB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Reason:
+class Reason(Record):
     """Why a layer refuses something. `{…}` in the sentence are values of the profile, by the keys in `keys`."""
 
     layer: str
@@ -23,14 +23,13 @@ class Reason:
     keys: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Record):
     """An error that a cell showed, and the reason for it."""
 
     error: str
     sentence: str
     layer: str
-    at: float = field(default_factory=time.time)
+    at: float  # seconds since 1970
 
 
 # Every refusal that a cell can meet in an error, by the name of the error where one is enough to tell. What the relay
@@ -281,7 +280,9 @@ def install(shell: Any, granted: dict[str, Any], lists: dict[str, list[str]]) ->
         try:
             name = kind(error, granted, lists)
             words = str(error) if name == "module" else told(name, granted) if name else ""
-            failures.append(Failure(f"{etype.__name__}: {error}", words, REASONS[name].layer if name else ""))
+            failures.append(
+                Failure(f"{etype.__name__}: {error}", words, REASONS[name].layer if name else "", time.time())
+            )
             del failures[:-100]
             if words and name != "module":
                 lines = [*lines, f"\x1b[33mIsolated Python: {words}\x1b[0m"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from isolated_python.errors import HostError
@@ -12,13 +11,13 @@ from isolated_python.layers.step import Step
 from isolated_python.linux import namespaces
 from isolated_python.linux.process import Person
 from isolated_python.policy.profile import Profile
+from isolated_python.record import Record
 
 if TYPE_CHECKING:
     from isolated_python.linux.host import Host
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Record):
     """Everything that will be done to one kernel, in order."""
 
     view: list[Step]  # by the zygote, once, before it imports anything
@@ -26,7 +25,7 @@ class Plan:
     init: list[Step]  # by process 1
     kernel: list[Step]  # by the kernel itself, after the fork
     check: list[Step]  # by the kernel, when the listener of refused calls is in the supervisor's hands
-    notes: list[str] = field(default_factory=list)  # what was weakened, because the profile says "prefer"
+    notes: list[str]  # what was weakened, because the profile says "prefer"
     image: int | None = None  # bytes of an image for what changes in the workspace; None: that lies in memory
 
 

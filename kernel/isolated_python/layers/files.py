@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from isolated_python.errors import LaunchError
 from isolated_python.layers import view
@@ -30,7 +29,6 @@ PTYS = 128  # terminals of one sandbox
 SAFE = mount.MS_NOSUID | mount.MS_NODEV
 
 
-@dataclass(frozen=True, slots=True)
 class MountProc(Step):
     """A /proc that knows this pid namespace only; a process that may not be traced is not even listed."""
 
@@ -41,7 +39,6 @@ class MountProc(Step):
         mount.mount("proc", "/proc", "proc", SAFE | mount.MS_NOEXEC, "hidepid=invisible")
 
 
-@dataclass(frozen=True, slots=True)
 class MaskProc(Step):
     """Put something empty over what the machine as a whole shows in /proc, and make its settings read-only."""
 
@@ -63,7 +60,6 @@ class MaskProc(Step):
         os.close(settings)
 
 
-@dataclass(frozen=True, slots=True)
 class MountScratch(Step):
     """One tmpfs with one limit for all that a kernel writes outside of its workspace."""
 
@@ -94,7 +90,6 @@ class MountScratch(Step):
         mount.mount("devpts", "/dev/pts", "devpts", mount.MS_NOSUID | mount.MS_NOEXEC, options)
 
 
-@dataclass(frozen=True, slots=True)
 class PlaceWorkspace(Step):
     """The folder of the notebook, as the profile grants it. Its mount was made outside, by descriptor."""
 
@@ -138,7 +133,6 @@ class PlaceWorkspace(Step):
             ) from None
 
 
-@dataclass(frozen=True, slots=True)
 class PlaceMounts(Step):
     """Further folders that the profile grants, each made outside, by descriptor."""
 
@@ -152,7 +146,6 @@ class PlaceMounts(Step):
             mount.place(descriptors[f"mount-{number}"], target)
 
 
-@dataclass(frozen=True, slots=True)
 class CloseScratch(Step):
     """Show /tmp as a folder of the scratch tmpfs, so that its other folders are out of reach by that way."""
 
@@ -163,7 +156,6 @@ class CloseScratch(Step):
         mount.mount("/tmp/tmp", "/tmp", "", mount.MS_BIND)
 
 
-@dataclass(frozen=True, slots=True)
 class ShowTrees(Step):
     """Programs that lie where a sandbox has a place of its own, an environment in /tmp, are seen there all the same."""
 
@@ -177,7 +169,6 @@ class ShowTrees(Step):
         mount.mount("/run/empty", view.KEPT, "", mount.MS_BIND)  # where they are not an overlay of its own
 
 
-@dataclass(frozen=True, slots=True)
 class OverlayTrees(Step):
     """A read-only overlay over each shared tree: without it two sandboxes meet in its file locks and inotify events."""
 
@@ -198,7 +189,6 @@ class OverlayTrees(Step):
         os.chdir("/")
 
 
-@dataclass(frozen=True, slots=True)
 class CoverTrees(Step):
     """The view keeps whole trees in a place that only we reach; from here on nobody does."""
 

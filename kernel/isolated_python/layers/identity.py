@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from isolated_python.layers.step import Descriptors, Step
 from isolated_python.linux import namespaces
@@ -11,7 +10,6 @@ from isolated_python.linux import namespaces
 USER = 1000  # never 0: nothing inside is root, not even by name
 
 
-@dataclass(frozen=True, slots=True)
 class BecomeUser(Step):
     """Take the one identity that the map knows; who that is outside was decided by whoever wrote the map."""
 
@@ -25,7 +23,6 @@ class BecomeUser(Step):
         os.setresuid(self.uid, self.uid, self.uid)
 
 
-@dataclass(frozen=True, slots=True)
 class NameHost(Step):
     name: str = "sandbox"
 
@@ -36,7 +33,6 @@ class NameHost(Step):
         namespaces.set_hostname(self.name)
 
 
-@dataclass(frozen=True, slots=True)
 class NoFurtherNamespaces(Step):
     """Refuse user namespaces from here on: most of what the kernel's attack surface offers begins with one."""
 
@@ -47,7 +43,6 @@ class NoFurtherNamespaces(Step):
         namespaces.write("/proc/sys/user/max_user_namespaces", "0")
 
 
-@dataclass(frozen=True, slots=True)
 class FewWatchers(Step):
     """Linux counts inotify by user, through every namespace: what one kernel takes, no other of that user has."""
 

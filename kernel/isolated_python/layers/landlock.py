@@ -7,8 +7,6 @@ and that signals and abstract sockets end at the sandbox's border.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..errors import HostError
 from ..linux import landlock
 from ..linux.landlock import EXECUTE, IOCTL_DEV, MAKE_BLOCK, MAKE_CHAR, MAKE_SYM, READ_DIR, READ_FILE, Beneath
@@ -34,7 +32,6 @@ WANTED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class RestrictFiles(Step):
     """Give up every right on files, less reading beneath `read`, writing beneath `write`, terminals.
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
 
 from isolated_python.layers.step import Descriptors, Step
 from isolated_python.policy.profile import Profile
 
 
-@dataclass(frozen=True, slots=True)
 class Limit(Step):
     name: str  # as in setrlimit(2), without RLIMIT_
     value: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
-from dataclasses import dataclass
 
 from isolated_python.layers.step import Descriptors, Step
 
@@ -13,7 +12,6 @@ SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
 
 
-@dataclass(frozen=True, slots=True)
 class RaiseLoopback(Step):
     def describe(self) -> str:
         return "have no network but a loopback of its own"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import resource
-from dataclasses import dataclass
 
 from ..linux import caps, namespaces, prctl
 from ..policy.profile import Profile
 from .step import Descriptors, Step
 
 
-@dataclass(frozen=True, slots=True)
 class DropCapabilities(Step):
     """Empty all five capability sets, the bounding set first, while that is still allowed."""
 
@@ -22,7 +20,6 @@ class DropCapabilities(Step):
         caps.drop_all()
 
 
-@dataclass(frozen=True, slots=True)
 class DropOwnCapabilities(Step):
     """Empty the sets that count now. For a process that never had the right to touch its bounding set."""
 
@@ -33,7 +30,6 @@ class DropOwnCapabilities(Step):
         caps.drop_sets()
 
 
-@dataclass(frozen=True, slots=True)
 class NoCoreDumps(Step):
     """A core file would hold the session key, and a piped core_pattern runs as root outside.
 
@@ -50,7 +46,6 @@ class NoCoreDumps(Step):
         resource.setrlimit(resource.RLIMIT_CORE, (self.limit, self.limit))
 
 
-@dataclass(frozen=True, slots=True)
 class OwnProc(Step):
     """A change of uid gave /proc/self to root; multiprocessing and psutil need it. seccomp still refuses to trace."""
 
@@ -61,7 +56,6 @@ class OwnProc(Step):
         prctl.set_dumpable(True)
 
 
-@dataclass(frozen=True, slots=True)
 class NoNewPrivileges(Step):
     """Programs with a set-uid bit start as anybody else's. seccomp and Landlock ask for this first."""
 
@@ -72,7 +66,6 @@ class NoNewPrivileges(Step):
         prctl.set_no_new_privs()
 
 
-@dataclass(frozen=True, slots=True)
 class WriteOrExecute(Step):
     """The second lock on machine code of one's own, beside seccomp's: by Linux itself, from 6.3 on."""
 
@@ -87,7 +80,6 @@ class WriteOrExecute(Step):
                 raise
 
 
-@dataclass(frozen=True, slots=True)
 class DieWith(Step):
     """Follow the supervisor into death. Process 1 notices its end by itself, but not while somebody has stopped it."""
 
@@ -100,7 +92,6 @@ class DieWith(Step):
         prctl.set_parent_death_signal(self.signal)
 
 
-@dataclass(frozen=True, slots=True)
 class SelfCheck(Step):
     """Ask Linux, not ourselves, whether what the plan promised is so. Needs the listener to be in other hands."""
 

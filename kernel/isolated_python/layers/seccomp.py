@@ -13,9 +13,10 @@ import os
 import stat
 import sys
 from base64 import b64decode, b64encode
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
+
+from isolated_python.record import Record
 
 from ..errors import HostError, LaunchError
 from ..linux import seccomp
@@ -37,8 +38,7 @@ LARGEST_FILE = 256 * 1024  # bytes of a kept filter
 COMPILING = 60.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Record):
     """A compiled table: BPF, and the names of the calls that the supervisor is told of."""
 
     table: str
@@ -58,7 +58,6 @@ class Filter:
         return Filter(table, b64decode(program, validate=True), {int(n): str(name) for n, name in names.items()})
 
 
-@dataclass(frozen=True, slots=True)
 class LoadFilter(Step):
     """Put the sandbox under its filter, for good.
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any, ClassVar
+
+from isolated_python.record import Record, asdict
 
 # The descriptors that a sandbox was handed, by the name that its steps know them by.
 Descriptors = dict[str, int]
 
 
-class Step:
-    """The base of all steps. A subclass is a frozen dataclass whose fields JSON can carry (tuples for lists)."""
+class Step(Record):
+    """The base of all steps. JSON can carry the fields of each (tuples for lists)."""
 
-    __slots__ = ()
     KINDS: ClassVar[dict[str, type[Step]]] = {}
 
     def __init_subclass__(cls) -> None:
-        # A dataclass with slots is made twice; the later one is the real one.
+        super().__init_subclass__()
         Step.KINDS[cls.__name__] = cls
 
     def describe(self) -> str:
@@ -28,7 +28,7 @@ class Step:
         raise NotImplementedError
 
     def to_wire(self) -> list[Any]:
-        return [type(self).__name__, {item.name: getattr(self, item.name) for item in fields(self)}]  # type: ignore[arg-type]
+        return [type(self).__name__, asdict(self)]
 
     @staticmethod
     def from_wire(wire: list[Any]) -> Step:

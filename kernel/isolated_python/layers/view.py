@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import stat
-from dataclasses import dataclass
 
 from isolated_python.errors import HostError, ProtocolError
 from isolated_python.layers.step import Descriptors, Step
@@ -63,7 +62,6 @@ Hidden = tuple[tuple[str, tuple[str, ...]], ...]  # folder → names in it that 
 READ_ONLY = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
 
 
-@dataclass(frozen=True, slots=True)
 class BuildRoot(Step):
     """Make the root of the view from our own tmpfs, and move into it."""
 

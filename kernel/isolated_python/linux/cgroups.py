@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from isolated_python.linux import container
+from isolated_python.record import Record, replace
 
 V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
 V2_CONTROLLERS = frozenset(("memory", "pids", "cpu"))
@@ -25,8 +25,7 @@ DROP_IN = "/etc/systemd/system/user@.service.d/delegate.conf"
 OPT_OUT = 'write cgroup = "prefer" under [layers] in the profile'
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
+class Own(Record):
     """The folder of a process's own group, in each hierarchy that is mounted here."""
 
     v1: tuple[tuple[str, str], ...] = ()  # controller, folder
@@ -34,8 +33,7 @@ class Own:
     v2_top: str = ""  # the mount point above it
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Record):
     """Which version can be used, and in which folders; where none can, why not and what a person can do."""
 
     version: str  # "v1", "v2" or "none"

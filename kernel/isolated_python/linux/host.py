@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from isolated_python.linux import cgroups, container, landlock, loop, mount, namespaces, prctl, process, seccomp
+from isolated_python.record import Record, asdict
 
 CAP_SYS_ADMIN = 21
 EVERYBODY = 4294967295  # ids in the map of the first user namespace
@@ -30,8 +30,7 @@ FORMATS = ("/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4")  # what makes a file system
 STAGE = "/proc"  # the one folder that every host has; only the child sees what is mounted there
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(Record):
     """One question to the kernel. `ask` raises OSError where the answer is no."""
 
     name: str
@@ -40,8 +39,7 @@ class Probe:
     remedy: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lack:
+class Lack(Record):
     """What this machine cannot do, why not, and what a person can do about it."""
 
     name: str
@@ -49,8 +47,7 @@ class Lack:
     remedy: str
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(Record):
     """What this machine can do for this process. Every answer that is not a lack is a yes."""
 
     release: str

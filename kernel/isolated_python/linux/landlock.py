@@ -12,7 +12,8 @@ import errno
 import os
 import stat
 import struct
-from dataclasses import dataclass
+
+from isolated_python.record import Record
 
 from .libc import syscall
 
@@ -51,8 +52,7 @@ LOG_SUBDOMAINS_OFF = 1 << 2
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 
 
-@dataclass(frozen=True, slots=True)
-class Abi:
+class Abi(Record):
     """What one version of Landlock can take away, and how it can be told not to log."""
 
     linux: str
@@ -80,8 +80,7 @@ ABIS: dict[int, Abi] = {
 LATEST = max(ABIS)
 
 
-@dataclass(frozen=True, slots=True)
-class Beneath:
+class Beneath(Record):
     """Grant `rights` to everything beneath `path`, mounts included, or to `path` alone when it is no folder."""
 
     path: str

@@ -7,9 +7,9 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from isolated_python.linux import libc
+from isolated_python.record import Record
 
 CLONE_PARENT = 0x00008000
 
@@ -63,8 +63,7 @@ def start_time(pid: int) -> int:
     return int(values[19])
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(Record):
     """Whom a process of root's works for."""
 
     uid: int

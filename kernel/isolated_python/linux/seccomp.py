@@ -12,8 +12,9 @@ import ctypes
 import errno
 import select
 import struct
-from dataclasses import dataclass
 from fcntl import ioctl
+
+from isolated_python.record import Record
 
 from .libc import syscall
 
@@ -36,8 +37,7 @@ _NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif, 80 bytes
 _RESPONSE = struct.Struct("=QqiI")  # struct seccomp_notif_resp, 24 bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(Record):
     """A call that waits for our answer. Its arguments are the caller's words: pointers are never followed."""
 
     id: int

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 
 from isolated_python.errors import ProfileError
 from isolated_python.policy import modules
 from isolated_python.policy.profile import Profile
+from isolated_python.record import fields, replace
 
 # From the strictest to the most permissive.
 LAYER_ORDER = ("require", "prefer", "off")
@@ -23,18 +23,18 @@ def apply(profile: Profile, ceiling: Profile, named: dict[str, frozenset[str]]) 
     notes: list[str] = []
     for table in ("resources", "channels", "cells"):
         mine, most = getattr(profile, table), getattr(ceiling, table)
-        for item in fields(mine):
-            value, limit = getattr(mine, item.name), getattr(most, item.name)
-            if item.name in named.get(table, ()) and limit is not None and (value is None or value > limit):
-                notes.append(f"{table}.{item.name} is {limit:g} instead of {value or 'unlimited'}: the site's ceiling")
-                mine = replace(mine, **{item.name: limit})
+        for key in fields(mine):
+            value, limit = getattr(mine, key), getattr(most, key)
+            if key in named.get(table, ()) and limit is not None and (value is None or value > limit):
+                notes.append(f"{table}.{key} is {limit:g} instead of {value or 'unlimited'}: the site's ceiling")
+                mine = replace(mine, **{key: limit})
         profile = replace(profile, **{table: mine})
     layers = profile.layers
-    for item in fields(layers):
-        value, limit = getattr(layers, item.name), getattr(ceiling.layers, item.name)
-        if item.name in named.get("layers", ()) and LAYER_ORDER.index(value) > LAYER_ORDER.index(limit):
-            notes.append(f"layers.{item.name} is {limit} instead of {value}: the site's ceiling")
-            layers = replace(layers, **{item.name: limit})
+    for key in fields(layers):
+        value, limit = getattr(layers, key), getattr(ceiling.layers, key)
+        if key in named.get("layers", ()) and LAYER_ORDER.index(value) > LAYER_ORDER.index(limit):
+            notes.append(f"layers.{key} is {limit} instead of {value}: the site's ceiling")
+            layers = replace(layers, **{key: limit})
     files = profile.files
     limit = ceiling.files.workspace
     if "workspace" in named.get("files", ()) and WORKSPACE_ORDER.index(files.workspace) > WORKSPACE_ORDER.index(limit):
@@ -72,7 +72,7 @@ def _modules(profile: Profile, ceiling: Profile, named: frozenset[str], notes: l
     for key in ("hidden", "guard"):
         if key in named and getattr(most, key) and not getattr(mine, key):
             notes.append(f"modules.{key} is true instead of false: the site's ceiling")
-            mine = replace(mine, **{key: True})  # type: ignore[arg-type]
+            mine = replace(mine, **{key: True})
     if "grant" in named and most.grant is not None:
         if mine.grant is None:
             notes.append("modules.grant is the list of the site's ceiling instead of everything")
@@ -95,7 +95,7 @@ def _capabilities(profile: Profile, ceiling: Profile, named: frozenset[str], not
     for key in ("subprocess", "sockets", "native_code"):
         if key in named and getattr(mine, key) and not getattr(most, key):
             notes.append(f"capabilities.{key} is false instead of true: the site's ceiling")
-            mine = replace(mine, **{key: False})  # type: ignore[arg-type]
+            mine = replace(mine, **{key: False})
     if "threads" in named and most.threads is not None and (mine.threads is None or mine.threads > most.threads):
         notes.append(f"capabilities.threads is {most.threads} instead of {mine.threads or 'unlimited'}: the ceiling")
         mine = replace(mine, threads=most.threads)

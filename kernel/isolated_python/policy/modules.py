@@ -5,18 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from isolated_python.errors import ProfileError
 from isolated_python.policy.sets import SETS
+from isolated_python.record import Record
 
 # What a cell may import whatever the profile says: the language itself, and what shows a result.
 ALWAYS = frozenset({"__future__", "__main__", "builtins", "IPython"})
 
 
-@dataclass(frozen=True, slots=True)
-class Matched:
+class Matched(Record):
     """What a list of grants names: distributions by their normal name, modules that belong to none, the stdlib's."""
 
     distributions: frozenset[str]

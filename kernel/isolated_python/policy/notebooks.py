@@ -7,12 +7,12 @@ import json
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isolated_python.errors import ProfileError
 from isolated_python.policy.modules import ALWAYS
+from isolated_python.record import Record
 
 MAGIC = re.compile(r"\s*[%!?]|.*\?\s*$")
 ASSIGNED = re.compile(r"^(\s*)[\w., ()\[\]]+?=\s*[!%]")
@@ -21,8 +21,7 @@ FOREIGN = {"matplotlib": "matplotlib", "pylab": "matplotlib", "sql": "ipython-sq
 BY_NAME = ("import_module", "__import__")
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Record):
     """What notebooks import. `here`: modules that lie beside a notebook; `unread`: cells that are not Python."""
 
     modules: frozenset[str]

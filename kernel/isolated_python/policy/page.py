@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def _first_lines(text: str) -> Iterator[str]:
 def _default(profile: Profile, table: str, key: str) -> object:
     """What is said nowhere: only that there is no limit is worth a line."""
     part: Any = getattr(profile, table)
-    absent = any(item.name == key and item.default is None for item in fields(part))
+    absent = getattr(type(part), key, "") is None
     return UNLIMITED if absent else None
 
 

@@ -7,7 +7,6 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
 from typing import Any, TypeGuard, get_args
 
 from isolated_python.errors import ProfileError
@@ -28,6 +27,7 @@ from isolated_python.policy.profile import (
     Workspace,
 )
 from isolated_python.policy.units import shown
+from isolated_python.record import fields, replace
 
 UNLIMITED = "unlimited"
 CARRIERS = ("user", "mount")  # layers that all others stand on
@@ -281,7 +281,7 @@ TABLES: dict[str, tuple[type, dict[str, Callable[[str, object], Any]]]] = {
             "output_messages": whole,
         },
     ),
-    "layers": (Layers, {item.name: one_of(*get_args(Strictness)) for item in fields(Layers)}),
+    "layers": (Layers, dict.fromkeys(fields(Layers), one_of(*get_args(Strictness)))),
 }
 PLAIN: dict[str, Callable[[str, object], Any]] = {"description": text, "preload": modules}
 

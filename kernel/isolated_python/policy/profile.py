@@ -6,8 +6,9 @@ Source of the defaults: the shipped profile `standard`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
+
+from isolated_python.record import Record, asdict, fields, replace
 
 KERNEL_TASKS = 16  # threads that ipykernel has of its own, and process 1, with some to spare
 
@@ -18,8 +19,7 @@ Workspace = Literal["read-write", "read-only", "copy-on-write", "none"]
 Changes = Literal["discard", "keep"]
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Record):
     """A further part of the host's files, shown inside at `target`."""
 
     source: str  # absolute host path
@@ -27,8 +27,7 @@ class Mount:
     writable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(Record):
     workspace: Workspace = "read-write"
     changes: Changes = "discard"  # of a copy-on-write workspace, at the kernel's end
     folder: str = ""  # the workspace, where it is not the notebook's folder; {user} stands for who started the kernel
@@ -50,8 +49,7 @@ class Files:
         return (self.workspace, self.changes) == ("copy-on-write", "keep")
 
 
-@dataclass(frozen=True, slots=True)
-class Modules:
+class Modules(Record):
     """Which modules a cell may import: distributions, modules, globs and @sets. None: every one."""
 
     grant: tuple[str, ...] | None = None
@@ -59,8 +57,7 @@ class Modules:
     guard: bool = True  # a cell that imports what is not granted is told so
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(Record):
     """What a kernel may ask of Linux beyond computing; the layers hold it."""
 
     subprocess: bool = True  # start programs, fork
@@ -70,8 +67,7 @@ class Capabilities:
     display: tuple[str, ...] | None = None  # mime types that reach the notebook, globs allowed. None: every one
 
 
-@dataclass(frozen=True, slots=True)
-class Cells:
+class Cells(Record):
     """Limits of one cell, as the relay sees it."""
 
     wall_clock: float | None = None  # seconds; then an interrupt, then the end of the kernel
@@ -79,8 +75,7 @@ class Cells:
     messages: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(Record):
     """Limits of one kernel and everything it starts. None: not limited."""
 
     memory: int | None = 2 * GiB  # bytes, swap excluded
@@ -95,15 +90,13 @@ class Resources:
     shm: int = 128 * MiB  # bytes of /dev/shm
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
+class Network(Record):
     """Names of hosts that may be reached. Empty: no network but the sandbox's own loopback."""
 
     reach: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Channels:
+class Channels(Record):
     """What may cross the relay, and how much."""
 
     message: int = 1 * GiB  # bytes, largest message in either direction
@@ -114,8 +107,7 @@ class Channels:
     output_messages: int = 20_000  # iopub messages a second, before back-pressure
 
 
-@dataclass(frozen=True, slots=True)
-class Layers:
+class Layers(Record):
     """How much each layer is wanted. `user` and `mount` carry all others and cannot be off."""
 
     cgroup: Strictness = "require"
@@ -134,19 +126,18 @@ class Layers:
     seccomp: Strictness = "require"
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(Record):
     name: str = "standard"
     description: str = ""
     preload: tuple[str, ...] = ()  # modules that the zygote imports ahead
-    files: Files = field(default_factory=Files)
-    resources: Resources = field(default_factory=Resources)
-    network: Network = field(default_factory=Network)
-    modules: Modules = field(default_factory=Modules)
-    capabilities: Capabilities = field(default_factory=Capabilities)
-    cells: Cells = field(default_factory=Cells)
-    channels: Channels = field(default_factory=Channels)
-    layers: Layers = field(default_factory=Layers)
+    files: Files = Files()
+    resources: Resources = Resources()
+    network: Network = Network()
+    modules: Modules = Modules()
+    capabilities: Capabilities = Capabilities()
+    cells: Cells = Cells()
+    channels: Channels = Channels()
+    layers: Layers = Layers()
 
     @property
     def limits(self) -> Resources:
@@ -187,4 +178,4 @@ def _tuple(value: list[str] | tuple[str, ...] | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(value)
 
 
-LAYERS: tuple[str, ...] = tuple(item.name for item in fields(Layers))
+LAYERS: tuple[str, ...] = fields(Layers)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from isolated_python.errors import ProfileError
 from isolated_python.policy import SOCKET, parse, units
 from isolated_python.policy.profile import GiB, Resources
+from isolated_python.record import Record, asdict, replace
 
 CONFIG = "/etc/isolated-python/service.toml"
 CEILING = Path(__file__).with_name("ceiling_of_service")  # its folder: for the keys that the site's do not name
 
 
-@dataclass(frozen=True, slots=True)
-class EachUser:
+class EachUser(Record):
     """The quota of one uid, whatever number of servers it runs."""
 
     kernels: int = 16
@@ -34,14 +33,13 @@ class EachUser:
         return replace(Resources(), memory=self.memory, processes=self.processes, cpu=self.cpu)
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Record):
     socket: str = SOCKET
     policy: tuple[str, ...] = (
         "/etc/jupyter/isolated-python",
     )  # folders with profiles/ and ceiling.toml, first hit wins
     audit: str = "/var/log/isolated-python/audit.jsonl"
-    each_user: EachUser = field(default_factory=EachUser)
+    each_user: EachUser = EachUser()
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from isolated_python.errors import ProfileError
 from isolated_python.policy import ceiling, parse
 from isolated_python.policy.profile import Profile
+from isolated_python.record import Record, replace
 
 SHIPPED = Path(__file__).with_name("profiles")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FOLDER = "isolated-python"
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Record):
     profile: Profile
     notes: tuple[str, ...] = ()  # what a ceiling lowered, a sentence each
     sources: tuple[str, ...] = ()  # what said something, in order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from isolated_python.record import Record
 
 KiB = 1 << 10
 
@@ -40,8 +40,7 @@ EDITED = 4096 * KiB  # bytes; the same where it has to be read to its end, becau
 WAITING = 256 * KiB  # bytes that may wait for a slow reader, per direction
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Record):
     """How much may cross in one direction of one connection."""
 
     channel: str
@@ -50,8 +49,7 @@ class Bounds:
     frames: int
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Record):
     """What a profile grants of what a kernel says. None: all of it."""
 
     profile: str = ""  # its name

@@ -10,10 +10,10 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from isolated_python.errors import HostError
 from isolated_python.linux.process import start_time
+from isolated_python.record import Record
 
 NAME = re.compile(r"isolated-python-(\d+)-(\d+)")  # pid and start time of the supervisor
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -22,8 +22,7 @@ PERIOD = 100_000  # microseconds: with 10 ms the round trip's p99 triples, with 
 PATIENCE = 5.0  # seconds that the killed are given to be gone
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Record):
     """What a group uses now."""
 
     memory: int  # bytes, page cache included: what is held against the limit
@@ -32,8 +31,7 @@ class Usage:
     processes: int  # tasks: processes and threads
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
+class Events(Record):
     """How often a group met its limits, since it was made."""
 
     oom_kills: int  # processes killed for memory

@@ -8,7 +8,7 @@ Imports:  nothing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from isolated_python.record import Record
 
 # Verdicts, as seccomp(2) spells them (linux/seccomp.h).
 KILL = 0x80000000  # SECCOMP_RET_KILL_PROCESS
@@ -23,8 +23,7 @@ def refuse(errno: int) -> int:
     return 0x00050000 | errno
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Record):
     """System calls that share a verdict, whatever their arguments, and the reason for it."""
 
     reason: str
@@ -32,8 +31,7 @@ class Group:
     calls: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Record):
     """True where `argument & mask == value`, over all 64 bits; with `at_least`, where `argument >= value`."""
 
     argument: int
@@ -46,8 +44,7 @@ class Match:
         return word >= self.value if self.at_least else word & self.mask == self.value
 
 
-@dataclass(frozen=True, slots=True)
-class When:
+class When(Record):
     """A verdict on a call whose arguments are all matched.
 
     The rules of one call are written so that at most one holds, and one of `else` sort may stand beside them:
@@ -59,8 +56,7 @@ class When:
     matches: tuple[Match, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Record):
     name: str
     reason: str
     default: int

@@ -10,9 +10,10 @@ call newer than this page, answers ENOSYS: to a library that is an older Linux, 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from errno import EAFNOSUPPORT, EINVAL, ENOPROTOOPT, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
 from itertools import combinations
+
+from isolated_python.record import replace
 
 from . import ALLOW, NOTIFY, Group, Match, Table, When, any_of, exactly, none_of, one_of, otherwise, refuse
 
