@@ -3,7 +3,7 @@ The side doors of a Jupyter server: by what else than a kernel a person's work r
 
 Runs:     in `jupyter isolated doctor --server`, on a server that is configured and never started
 Trusts:   the configuration it finds
-Imports:  errors, kernelspecs
+Imports:  errors, record, kernelspecs
 """
 
 from __future__ import annotations

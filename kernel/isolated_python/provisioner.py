@@ -3,7 +3,7 @@ jupyter_client's hooks, turned into the engine's verbs. What a kernel may do is 
 
 Runs:     in the Jupyter server, or whatever else starts kernels
 Trusts:   the server
-Imports:  errors, audit, policy, engine, owners
+Imports:  errors, record, audit, policy, engine, owners
 """
 
 from __future__ import annotations

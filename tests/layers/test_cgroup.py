@@ -448,3 +448,9 @@ def test_systemd_is_asked_for_a_delegated_scope() -> None:
     wanted = {"PIDs": ("au", [4711]), "Delegate": ("b", True), "CollectMode": ("s", "inactive-or-failed")}
     assert wanted.items() <= dict(properties).items()
     assert b"StartTransientUnit" in message.serialise(serial=1)
+
+
+def test_to_wait_ahead_of_a_move_moves_nobody() -> None:
+    before = Path("/proc/self/cgroup").read_text()
+    cgroup.stay()
+    assert Path("/proc/self/cgroup").read_text() == before

@@ -79,7 +79,10 @@ def test_probing_leaves_nothing_behind() -> None:
         return spaces, sorted(mounts), len(os.listdir("/proc/self/fd")), children
 
     before = state()
-    host.probe()
+    found = host.probe()
+    assert state() == before
+    answers = host.asking()
+    assert answers() == found
     assert state() == before
 
 

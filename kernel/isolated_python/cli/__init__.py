@@ -3,7 +3,7 @@ The command line: `jupyter isolated …`, one module a command, loaded when it i
 
 Runs:     in a terminal
 Trusts:   the person at it
-Imports:  errors, entry, policy, audit, engine, layers, linux, guard, doors
+Imports:  errors, record, entry, policy, audit, engine, layers, linux, guard, doors
 """
 
 from __future__ import annotations

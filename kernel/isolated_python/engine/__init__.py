@@ -3,7 +3,7 @@ The engine: a running sandbox as one object, and the supervisor that holds them 
 
 Runs:     supervisor.py in a process of its own, client.py in the server
 Trusts:   its own server; never a byte written by a kernel
-Imports:  errors, linux, policy, audit, layers, launcher
+Imports:  errors, record, linux, policy, audit, layers, launcher
 """
 
 import os

@@ -1,8 +1,10 @@
 """
 The mover: a helper of the supervisor that moves processes into cgroups, and outlives it to clear them.
 
-Linux lets a move wait for an RCU grace period, 10 ms and more, in which a supervisor has others to serve. And what a
-supervisor that is killed leaves in its groups nobody else would end before the next one starts.
+Linux lets a move wait for an RCU grace period, 10 ms and more, in which a supervisor has others to serve. For as long
+after that nobody waits (kernel/rcu/sync.c, GP_EXIT): so when somebody will be moved soon, the mover waits ahead of
+them, by a move of itself to where it is. And what a supervisor that is killed leaves in its groups nobody else would
+end before the next one starts.
 """
 
 from __future__ import annotations
@@ -56,6 +58,10 @@ class Mover:
             for descriptor in entrances:
                 os.close(descriptor)
 
+    def soon(self) -> None:
+        """Somebody will be moved in about 10 ms: do the waiting now."""
+        packets.send(self._socket, {"soon": True})
+
     def _hear(self) -> None:
         message = packets.heard(self._socket)
         if message is None:
@@ -89,6 +95,7 @@ def _serve(channel: socket.socket, supervisor: int) -> None:
         os.closerange(last + 1, kept)
         last = kept
     os.closerange(last + 1, 1 << 20)
+    cgroup.stay()  # for the first zygote, which enters its group in a moment
     with contextlib.suppress(ConnectionError):  # it went before it heard our answer
         while message := _next(channel):
             if "done" in message:
@@ -102,6 +109,8 @@ def _serve(channel: socket.socket, supervisor: int) -> None:
 def _next(channel: socket.socket) -> dict[str, Any] | None:
     """Serve one order; None where there is none any more."""
     message, entrances = packets.receive(channel)
+    if message is not None and "soon" in message:
+        cgroup.stay()
     if message is not None and "pid" in message:
         error = ""
         try:

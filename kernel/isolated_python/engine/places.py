@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from isolated_python.errors import HostError
 from isolated_python.policy import SOCKET
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 IDENTITIES = "/run/isolated-python"  # also where the service's socket is, and the folders of its supervisors
 LONGEST_SOCKET = 107  # bytes: sockaddr_un
@@ -37,7 +39,7 @@ def private_folder() -> str:
             remedy="chmod 700 it, or unset ISOLATED_PYTHON_RUNTIME_DIR",
         )
     base = bases()[0]
-    path = f"{base}/isolated-{os.getpid()}-{secrets.token_hex(3)}"
+    path = f"{base}/isolated-{os.getpid()}-{os.urandom(3).hex()}"
     if len(os.fsencode(path)) + ROOM > LONGEST_SOCKET:
         raise HostError(
             f"the runtime folder {base} is too long for the path of a socket",

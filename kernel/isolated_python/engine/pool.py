@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import secrets
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -89,7 +89,7 @@ class Pool:
 
     def _template(self, request: Request) -> Request:
         path, text = request["connection"]
-        nobodys = {**json.loads(text), "key": secrets.token_hex(16)}
+        nobodys = {**json.loads(text), "key": os.urandom(16).hex()}
         return {
             **{name: request[name] for name in (*FIXED, "streams", "ports")},
             "connection": (path.rpartition("/")[0] + "/kernel-waiting.json", json.dumps(nobodys)),

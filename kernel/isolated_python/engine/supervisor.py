@@ -82,8 +82,8 @@ class Supervisor:
         """`person`: whose kernels these are, where that is not who we are."""
         self.interpreter, self.folder, self.cache, self.log = interpreter, folder, cache, log
         self.ledger = Ledger(log.write)
-        self.host = host_facts.probe()
-        cgroup.sweep()
+        self.mover = Mover(self.loop)
+        asked = host_facts.asking()
         if identities:
             namespaces.unshare(namespaces.CLONE_NEWNS)
         else:
@@ -101,7 +101,6 @@ class Supervisor:
         self.visits.bind(f"{self.folder}/{VISITS}")
         self.visits.listen(8)
         self.loop.listen(self.visits, self._admit)
-        self.mover = Mover(self.loop)
         relay = relays.Relay(
             self.loop, self._filter("relay").program, identities.relay if identities else None, self.folder,
             self._heard, self.log.write, self._relay_replaced, person.uid if person else None,
@@ -110,6 +109,8 @@ class Supervisor:
             self.loop, self.log, self.ledger, self.folder, relay, identities,
             self._call_name, self._taken, self._gone, self._ended, person,
         )  # fmt: skip
+        self.host = asked()
+        cgroup.sweep()
         self.loop.reap_strangers(lambda: all(one.state != "asked" for one in self.sandboxes.values()))
         self.log.write("supervisor-started", host=self.host.to_wire())
 
@@ -325,7 +326,7 @@ class Supervisor:
             namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)
             namespaces.map_ids("self", [(uid, uid, 1)], [(gid, gid, 1)])
         except OSError as error:
-            cause, remedy = self.host.lacks("user")
+            cause, remedy = host_facts.probe().lacks("user")
             raise HostError(f"no user namespace can be made: {cause or error}", remedy=remedy) from error
 
     def _plan(self, profile: Profile, request: Request, *, workspace_later: bool = False) -> Plan:
@@ -396,6 +397,9 @@ class Supervisor:
         if message is None:
             self.loop.ignore(zygote.control)
             zygote.control.close()
+        elif message.get("event") == "soon" and not zygote.soon:
+            zygote.soon = True
+            self.mover.soon()
         elif message.get("event") == "ready" and not zygote.ready:
             zygote.ready = True
             zygote.cradle.go_on()

@@ -36,6 +36,7 @@ class Zygote:
     def __init__(self, kind: Kind, pid: int, control: socket.socket, cradle: Cradle, words: Words | None) -> None:
         """`words`: what it writes, where that is not for our log."""
         self.kind, self.pid, self.control, self.cradle, self.words = kind, pid, control, cradle, words
+        self.soon = False  # it has said that it will be ready soon
         self.ready = False
         self.prepared = False  # it has imported all that it means to
 

@@ -8,14 +8,12 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
-
-from isolated_python.record import Record
+from typing import Any, NamedTuple
 
 MiB = 1 << 20
 
 
-class Reason(Record):
+class Reason(NamedTuple):
     """Why a layer refuses something. `{…}` in the sentence are values of the profile, by the keys in `keys`."""
 
     layer: str
@@ -23,7 +21,7 @@ class Reason(Record):
     keys: tuple[str, ...] = ()
 
 
-class Failure(Record):
+class Failure(NamedTuple):
     """An error that a cell showed, and the reason for it."""
 
     error: str

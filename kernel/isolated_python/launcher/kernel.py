@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -44,13 +45,17 @@ AHEAD = (
 LATER = ("IPython.core.historyapp", "IPython.core.pylabtools", "IPython.extensions.storemagic", "jedi")
 
 
-def prepare() -> None:
-    """In the zygote: import and build what every kernel needs, without a thread, a socket or a file."""
+def prepare(soon: Callable[[], None]) -> None:
+    """In the zygote: import and build what every kernel needs, without a thread, a socket or a file.
+
+    `soon`: called some 10 ms before it is done.
+    """
     for name in AHEAD:
         try:
             importlib.import_module(name)
         except Exception as error:  # a head start, not a promise
             sys.stderr.write(f"importing {name} ahead failed: {error}\n")
+    soon()
     try:
         IsolatedKernelApp.instance().build()
     except Exception as error:

@@ -40,7 +40,7 @@ def main() -> None:
         program, later = kernel.run, kernel.LATER
         for name in sys.argv[1:]:
             _preload(name)
-        kernel.prepare()
+        kernel.prepare(lambda: packets.send(control, {"event": "soon"}))
     _end_threads()
     gc.freeze()
     gc.enable()
@@ -80,10 +80,16 @@ def _end_threads() -> None:
 
     OpenBLAS, which numpy loads, is one: pthread_atfork(3). Our own forks are system calls of which libc knows nothing.
     """
+    if _tasks() == 1:
+        return
     pid = os.fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
+
+
+def _tasks() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
 def serve(control: socket.socket, program: child.Program) -> bool:
@@ -93,9 +99,8 @@ def serve(control: socket.socket, program: child.Program) -> bool:
         return False
     channel = socket.socket(fileno=descriptors[0])
     try:
-        tasks = len(os.listdir("/proc/self/task"))
-        if tasks != 1:
-            raise LaunchError(f"the zygote has {tasks} threads: one of the preloaded modules started some")
+        if _tasks() != 1:
+            raise LaunchError(f"the zygote has {_tasks()} threads: one of the preloaded modules started some")
         # CLONE_PARENT: the sandbox is the supervisor's child, not ours, and so outlives us.
         pid = process.fork(int(order["namespaces"]) | process.CLONE_PARENT)
     except (OSError, LaunchError) as error:

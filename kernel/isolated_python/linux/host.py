@@ -7,6 +7,7 @@ Everything is tried once, in a throw-away child: what it makes ends with it. Cos
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -200,9 +201,9 @@ SWITCHES = (
 def probe() -> Host:
     """Ask everything. Called while this process has one thread: it forks."""
     root = privileged()
-    found = cgroups.find(cgroups.own(), root=root)
     abi = _landlock()
     missing = list(_ask_all(root))
+    found = cgroups.find(cgroups.own(), root=root)  # last: it waits for whoever is being moved on this machine
     if found.version == "none":
         missing.append(Lack("cgroup", found.cause, found.remedy))
     if not abi:
@@ -223,6 +224,27 @@ def probe() -> Host:
         core_pattern=_line("/proc/sys/kernel/core_pattern") or "|",
         missing=tuple(missing),
     )
+
+
+def asking() -> Callable[[], Host]:
+    """Begin to ask everything, in a child. What is returned waits for the answers. Called with one thread, as above."""
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(ours)
+            os.write(theirs, json.dumps(probe().to_wire()).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+
+    def answers() -> Host:
+        with open(ours, encoding="utf-8") as file:
+            told = file.read()
+        os.waitpid(child, 0)
+        return Host.from_wire(json.loads(told)) if told else probe()
+
+    return answers
 
 
 def privileged() -> bool:

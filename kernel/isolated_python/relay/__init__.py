@@ -3,5 +3,5 @@ The relay: carries Jupyter's channels across the border of every sandbox.
 
 Runs:     in a process of its own, without files, network or children
 Trusts:   the supervisor; both sides of a connection may lie
-Imports:  errors, layers, linux
+Imports:  errors, record, layers, linux
 """

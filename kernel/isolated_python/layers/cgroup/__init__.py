@@ -3,7 +3,7 @@ The cgroup: what a kernel and everything it starts may use together, and the end
 
 Runs:     in the supervisor; systemd.py in the Jupyter server
 Trusts:   the kernel's cgroup files
-Imports:  errors, linux, policy
+Imports:  errors, record, linux, policy
 
 v1.py and v2.py are of one shape: Hierarchy → Parent (one supervisor) → Group (one kernel).
 The choice is made here, once.
@@ -11,17 +11,20 @@ The choice is made here, once.
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from isolated_python.errors import HostError
 from isolated_python.linux import cgroups, host
 
-from . import v1, v2
+from . import files, v1, v2
 from .files import Events, Usage, name_for
 
 Hierarchy = v1.Hierarchy | v2.Hierarchy
 Parent = v1.Parent | v2.Parent
 Group = v1.Group | v2.Group
 
-__all__ = ["Events", "Group", "Hierarchy", "Parent", "Usage", "choose", "name_for", "sweep"]
+__all__ = ["Events", "Group", "Hierarchy", "Parent", "Usage", "choose", "name_for", "stay", "sweep"]
 
 
 def choose(own: cgroups.Own | None = None) -> Hierarchy:
@@ -40,3 +43,15 @@ def sweep() -> list[str]:
         return choose().sweep()
     except HostError:
         return []
+
+
+def stay() -> None:
+    """Move this process to where it is. Changes nothing, but waits for what the next move need not wait for then.
+
+    A v2 group of which only the leaf may have processes is left alone until we are in that leaf.
+    """
+    own = cgroups.own()
+    folder = dict(own.v1).get(v1.FIRST) or (own.v2 if os.path.basename(own.v2) == cgroups.LEAF else "")
+    if folder:
+        with contextlib.suppress(OSError):  # it is not ours to write to: somebody waits later
+            files.enter([files.entrance(f"{folder}/cgroup.procs")], os.getpid())

@@ -3,7 +3,7 @@ What the tables of system calls are made of, and the tables by name.
 
 Runs:     in the supervisor; compiled once, never read inside
 Trusts:   nobody: what is not in a table does not happen
-Imports:  nothing
+Imports:  record
 """
 
 from __future__ import annotations
