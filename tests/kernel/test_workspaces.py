@@ -163,6 +163,15 @@ def test_owners_are_the_same_for_everybody(server: Server, mode: str) -> None:
     assert {(one.st_uid, one.st_gid) for one in left.values()} == {(owner.st_uid, owner.st_gid)}
 
 
+def test_the_workspace_is_read_only_where_it_is_granted_so_once_more(server: Server) -> None:
+    """By its own way it is written; Landlock's rule for that, which is the folder's, opens no other way."""
+    server.give("given", "given")
+    server.start(overrides={"files": {"mounts": [{"source": str(server.folder.parent), "target": "/data"}]}})
+    code = "import errno, os\nopen('/workspace/given', 'a').close()\ntry: open('/data/{}/given', 'a')\n"
+    code += "except OSError as error: print(errno.errorcode[error.errno])"
+    assert server.text(code.format(server.folder.name)) in ("EROFS", "EACCES")
+
+
 def test_the_servers_contents_and_the_kernel_share_their_files(life: bool, ordinary: Ordinary) -> None:
     """Each reads, changes and removes what the other has made, by jupyter_server's own manager of contents."""
     with serve(life, ordinary) as server:
