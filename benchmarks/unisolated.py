@@ -93,10 +93,10 @@ def nursery() -> None:
     gc.disable()
     os.environ["JPY_PARENT_PID"] = "1"
     os.environ["IPYTHONDIR"] = folder = tempfile.mkdtemp()
-    from isolated_python.launcher import application, kernel
+    from isolated_python.launcher import application, kernel, zygote
 
     kernel.prepare()
-    gc.freeze()
+    zygote.freeze(kernel.note_modules)
     gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in iter(sys.stdin.readline, ""):

@@ -52,6 +52,7 @@ class IsolatedKernelApp(IPKernelApp):
         shell: Any = self.kernel.shell
         shell.transform_cell("1")
         shell.display_formatter.format(1)
+        self.log.setLevel(self.log_level)  # it would make a record of each line that nobody sees
 
     def complete(self, connection_file: str, arguments: list[str]) -> None:
         """In the kernel: everything that `build` left out, in the order of IPKernelApp.initialize."""
@@ -82,7 +83,20 @@ class IsolatedKernelApp(IPKernelApp):
         self.init_shell()
         self.init_gui_pylab()
         self.init_extensions()
-        self.init_code()
+        self._begin_code()
+
+    def _begin_code(self) -> None:
+        """As init_code of IPython, but for the list of all modules: the zygote has made it, see kernel.note_modules."""
+        shell: Any = self.shell
+        self._run_startup_files()
+        self._run_exec_lines()
+        self._run_exec_files()
+        if self.hide_initial_ns:
+            shell.user_ns_hidden.update(shell.user_ns)
+        self._run_cmd_line_code()
+        self._run_module()
+        sys.stdout.flush()
+        sys.stderr.flush()
 
     def settle(self, connection_file: str) -> None:
         """Take on the session's key and all that follows from the environment and the current folder."""

@@ -63,6 +63,12 @@ def prepare(soon: Callable[[], None]) -> None:
         _clear()
 
 
+def note_modules() -> None:
+    """In the zygote, when all is imported: note what `%reset -s aggressive` leaves. It costs a write to each name."""
+    if ZMQInteractiveShell.initialized():
+        ZMQInteractiveShell.instance()._sys_modules_keys = set(sys.modules)
+
+
 def run(order: dict[str, Any], descriptors: Descriptors) -> None:
     """In the child, confined: become an ipykernel. Never returns."""
     handover = descriptors.pop("handover", None)

@@ -15,16 +15,19 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from isolated_python.errors import LaunchError
 from isolated_python.launcher import child
 from isolated_python.layers.step import Descriptors
-from isolated_python.linux import packets, process
+from isolated_python.linux import heap, packets, process
 
 CONTROL = 3
 PAUSE = 100  # milliseconds without a request, after which it imports something more
 GRANTED = "sandbox.json"  # beside the connection file: what the guard of a foreign environment tells
+
+Note = Callable[[], None] | None  # what is to be noted of all that is imported
 
 
 def main() -> None:
@@ -33,26 +36,26 @@ def main() -> None:
     control.set_inheritable(False)
     program: child.Program = execute_program
     later: tuple[str, ...] = ()
+    note: Note = None
     gc.disable()  # see spawn.program
     if sys.argv[1:]:
         from isolated_python.launcher import kernel
 
-        program, later = kernel.run, kernel.LATER
+        program, later, note = kernel.run, kernel.LATER, kernel.note_modules
         for name in sys.argv[1:]:
             _preload(name)
         kernel.prepare(lambda: packets.send(control, {"event": "soon"}))
-    _end_threads()
-    gc.freeze()
+    freeze(note)
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the supervisor may go at any time
         packets.send(control, {"event": "ready"})
-        if _prepare(control, program, later):
+        if _prepare(control, program, later, note):
             while serve(control, program):
                 pass
 
 
-def _prepare(control: socket.socket, program: child.Program, later: tuple[str, ...]) -> bool:
+def _prepare(control: socket.socket, program: child.Program, later: tuple[str, ...], note: Note) -> bool:
     """Import, one by one, what no kernel needs to begin, as long as nobody asks. False: the supervisor has gone."""
     asked = select.poll()
     asked.register(control, select.POLLIN)
@@ -62,8 +65,7 @@ def _prepare(control: socket.socket, program: child.Program, later: tuple[str, .
                 return False
         _preload(name)
     if later:
-        _end_threads()
-        gc.freeze()
+        freeze(note)
         packets.send(control, {"event": "prepared"})
     return True
 
@@ -73,6 +75,20 @@ def _preload(name: str) -> None:
         importlib.import_module(name)
     except Exception as error:  # a preload is a head start, not a promise
         sys.stderr.write(f"preloading {name} failed: {error}\n")
+
+
+def freeze(note: Note) -> None:
+    """Leave all that is here as it is, so that it is shared: a child has a page of its own for each that it writes to.
+
+    Nobody looks for garbage in it, nothing new goes into its gaps, and the cache of attributes is empty: it counts a
+    reference to each name that it holds, so whoever puts another name in its place writes to both.
+    """
+    _end_threads()
+    if note is not None:
+        note()
+    sys._clear_type_cache()
+    heap.fill_gaps()
+    gc.freeze()
 
 
 def _end_threads() -> None:
