@@ -95,7 +95,7 @@ def nursery() -> None:
     os.environ["IPYTHONDIR"] = folder = tempfile.mkdtemp()
     from isolated_python.launcher import application, kernel, zygote
 
-    kernel.prepare()
+    kernel.prepare(lambda: None)
     zygote.freeze(kernel.note_modules)
     gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
