@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import heapq
 import itertools
 import json
+import math
 import os
 import select
 import socket
@@ -25,7 +28,11 @@ from isolated_python.relay.zmtp import Edit, Inspect, Walk
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
 CHUNK = 1 << 16  # bytes of one read; for much more malloc(3) would ask Linux for memory, and give it back, each time
-PIPE = 1 << 20  # bytes of a pipe that large bodies go through
+PACE = 0.002  # seconds between two reads of what kernels publish, where many follow each other
+CREDIT = 0.02  # seconds: as many such reads as have room in it need not wait, after a quiet moment or a request
+MUCH = 1 << 15  # bytes of one read, from which nothing waits, lest the kernel's buffers run over,
+FLOOD = 0.1  # seconds after it
+PIPE = 1 << 18  # bytes of a pipe that large bodies go through: more than lie in a socket at once
 RETRY = 0.02  # seconds between two tries to reach a kernel that does not listen yet
 FEW = 8  # unused sockets of a sandbox's network, below which more are asked for
 FAREWELL = 0.8  # seconds that clients have to take what a dead kernel has said last, and what is said of it
@@ -139,6 +146,7 @@ class Kernel:
     def asked(self, frames: list[bytes]) -> None:
         """A client has sent a message on shell."""
         cell = self.cells.asked(frames)
+        self.broker.output_due = 0.0
         if self.granted.counts:
             self.turns.asked(frames)
         self._active(self.cells.turn if cell else "")
@@ -209,7 +217,10 @@ class Kernel:
 class Broker:
     def __init__(self, control: socket.socket) -> None:
         self.control = control
-        self.poll = select.epoll()
+        self.poll = select.epoll()  # all that there is
+        self.people = select.epoll()  # the same without what kernels publish, which can wait
+        self.output_due = 0.0  # when that is taken next,
+        self.flood_until = 0.0  # and until when it does not wait
         self.kernels: dict[str, Kernel] = {}
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -295,6 +306,8 @@ class Broker:
             for listener in kernel.listeners:
                 self._forget(listener.fileno())
         for link in [*kernel.links]:
+            if link.channel == "iopub" and link.kernel_end is not None:
+                self.happened(link.kernel_end, IN)  # its last words, which may have waited
             leave(link)
         for number in kernel.sockets:
             os.close(number)
@@ -487,7 +500,7 @@ class Broker:
 
     def _serve(self, end: End) -> None:
         end.watched = True
-        self._watch(end.socket, end.mask, partial(self.happened, end))
+        self._watch(end.socket, end.mask, partial(self.happened, end), urgent=not end.rated)
         self.adjust(end)
 
     def _still_shaking(self, link: Link) -> None:
@@ -536,6 +549,8 @@ class Broker:
         """Move a part of a large body through a pipe, without looking at it. False: it has to be read."""
         if end.pipe is None:
             end.pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            with contextlib.suppress(OSError):  # one user's pipes may hold so much together, and no more
+                fcntl.fcntl(end.pipe[1], fcntl.F_SETPIPE_SZ, PIPE)
         if not end.piped:
             try:
                 moved = os.splice(end.socket.fileno(), end.pipe[1], min(end.walk.passing, PIPE))
@@ -603,12 +618,17 @@ class Broker:
         end.mask = mask
         if end.watched:
             self.poll.modify(end.socket.fileno(), mask)
+            if not end.rated:
+                self.people.modify(end.socket.fileno(), mask)
         elif mask & IN:
             self._serve(end)
 
     def spend(self, end: End, count: int) -> None:
         """The output of a kernel has a rate. Above it nobody listens to that kernel for the rest of the second."""
         now = time.monotonic()
+        if count >= MUCH:
+            self.flood_until = now + FLOOD
+        self.output_due = min(max(self.output_due, now - CREDIT), now) + PACE
         if now - end.window >= 1.0:
             end.window, end.spent_bytes, end.spent_messages = now, 0, end.walk.messages
         end.spent_bytes += count
@@ -695,13 +715,17 @@ class Broker:
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
-    def _watch(self, one: socket.socket, mask: int, do: Callable[[int], None]) -> None:
+    def _watch(self, one: socket.socket, mask: int, do: Callable[[int], None], *, urgent: bool = True) -> None:
         self.poll.register(one.fileno(), mask)
+        if urgent:
+            self.people.register(one.fileno(), mask)
         self.handlers[one.fileno()] = do
 
     def _forget(self, number: int) -> None:
         if self.handlers.pop(number, None) is not None:
             self.poll.unregister(number)
+            with contextlib.suppress(FileNotFoundError):  # what a kernel publishes is not there
+                self.people.unregister(number)
 
     def _later(self, seconds: float, do: Callable[[], None]) -> None:
         heapq.heappush(self.timers, (time.monotonic() + seconds, next(self.numbers), do))
@@ -709,8 +733,13 @@ class Broker:
     def serve(self) -> None:
         self._watch(self.control, IN, self.obey)
         while True:
-            wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else None
-            for number, events in self.poll.poll(wait):
+            now = time.monotonic()
+            resting = self.flood_until < now < self.output_due
+            until = self.timers[0][0] if self.timers else math.inf
+            if resting:
+                until = min(until, self.output_due)
+            wait = None if until == math.inf else max(0.0, until - now)
+            for number, events in (self.people if resting else self.poll).poll(wait):
                 do = self.handlers.get(number)
                 if do is not None:
                     do(events)
