@@ -35,6 +35,13 @@ ISOLATED: dict[str, dict[str, Any]] = {
     "pool-30": {"profile": "standard", "pool": 30},
 }
 
+UNISOLATED: dict[str, tuple[str, dict[str, Any]]] = {  # for the floors: see unisolated.py
+    "forked": ("forked", {}),
+    "forked-science": ("forked", {"preload": SCIENCE}),
+    "waiting": ("waiting", {}),
+    "waiting-30": ("waiting", {"count": 30}),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -46,6 +53,7 @@ class Figure:
     by: Literal["ratio", "p99", "value"] = "ratio"
     side: str = "isolated"  # who stands beside the stock kernel
     slow: bool = False  # left out of the quick run, unless it is asked for by name
+    beneath: tuple[str, ...] = ()  # the figures that this is the floor of
 
 
 class Absent(Exception):
@@ -212,8 +220,8 @@ def prepare(folder: Path) -> dict[str, str]:
         provisioner = {"provisioner_name": "isolated-python", "config": config | layers}
         _spec(folder, name, ours, {"kernel_provisioner": provisioner, "debugger": True})
     _spec(folder, "stock", stock(), {"debugger": True})
-    for name in ("forked", "waiting"):
-        _spec(folder, name, stock(), {"kernel_provisioner": {"provisioner_name": name}})
+    for name, (kind, config) in UNISOLATED.items():
+        _spec(folder, name, stock(), {"kernel_provisioner": {"provisioner_name": kind, "config": config}})
     return environment | {
         "JUPYTER_PATH": str(folder / "data"),
         "JUPYTER_CONFIG_PATH": str(folder / "config"),

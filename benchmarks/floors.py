@@ -3,59 +3,74 @@
 from __future__ import annotations
 
 import memory
-from bench import Bench, Figure, turns
-from start import side, warm_up
+from bench import IMPORTS, Bench, Figure, turns
+from start import cold, many, side, single
 from work import BEFORE, CELL, LINES
 
+_FORK = "a fork that has imported all, no sandbox, no relay"
+_STOOD = "stock kernels that run already, and have run a cell"
 FIGURES = (
-    Figure("floor.warm", "first reply of a fork that has imported all, no sandbox, no relay", "ms"),
-    Figure("floor.pool", "first reply of a stock kernel that runs already, and has run a cell", "ms"),
-    Figure("floor.memory", "PSS per further fork that has imported all, no sandbox, from 1 to 10", "MB"),
-    Figure("floor.open", "open and close in a stock kernel with Landlock and nothing else", "ms"),
-)
-STARTS = {"floor.warm": "forked", "floor.pool": "waiting"}
+    Figure("floor.cold", f"first reply of {_FORK}, cold", "ms", beneath=("start.cold",)),
+    Figure("floor.warm", f"first reply of {_FORK}", "ms", beneath=("start.warm",)),
+    Figure("floor.pool", f"first reply of {_STOOD}", "ms", beneath=("start.pool",)),
+    Figure("floor.science", "first reply of such a fork, scientific", "ms", beneath=("start.science",)),
+    Figure("floor.30", "30 such forks at once", "ms", beneath=("start.30",)),
+    Figure("floor.30.science", "30 such forks at once, scientific", "ms", beneath=("start.30.science",), slow=True),
+    Figure("floor.30.pool", f"first reply of 30 {_STOOD}, at once", "ms", beneath=("start.30.pool",), slow=True),
+    Figure("floor.memory", "PSS per further fork that has imported all, no sandbox, from 1 to 10", "MB",
+           beneath=("memory.10", "memory.40")),
+    Figure("floor.open", "open and close with the least filter and Landlock, nothing else", "ms",
+           beneath=("work.open",)),
+    Figure("floor.open.filter", "open and close with the least filter, nothing else", "ms"),
+    Figure("floor.open.landlock", "open and close with Landlock, nothing else", "ms"),
+)  # fmt: skip
+
+# Loads the call's number and its third argument, and allows it. Linux remembers of which calls a filter always lets
+# through whatever their arguments are, and runs none for those; one that looks at the flags of openat is run.
+FILTER = """
+import struct
+from isolated_python.linux import prctl, seccomp
+prctl.set_no_new_privs()
+seccomp.load(b"".join(struct.pack("=HxxI", *one) for one in ((0x20, 0), (0x20, 32), (0x06, 0x7FFF0000))))
+"""
 LANDLOCK = """
 from isolated_python.layers import landlock
+from isolated_python.linux import prctl
 from isolated_python.linux.landlock import abi
+prctl.set_no_new_privs()
 landlock.RestrictFiles(landlock.READABLE, (os.getcwd(), *landlock.WRITABLE), landlock.TERMINALS, abi()).execute({})
 """
+OPEN = {"floor.open": LANDLOCK + FILTER, "floor.open.filter": FILTER, "floor.open.landlock": LANDLOCK}
 
 
 def measure(bench: Bench) -> None:
-    with bench.taking(*STARTS) as wanted:
-        if wanted:
-            _starts(bench)
+    cold(bench, "floor.cold", "forked", "1", 12, 2)
+    single(bench, {"floor.warm": "forked", "floor.pool": "waiting"}, "1", 15, 3)
+    single(bench, {"floor.science": "forked-science"}, IMPORTS, 8, 2)
+    many(bench, "floor.30", "forked", 30, "1", 3, 1)
+    many(bench, "floor.30.science", "forked-science", 30, IMPORTS, 2, 1)
+    many(bench, "floor.30.pool", "waiting-30", 30, "1", 3, 1)
     with bench.taking("floor.memory") as wanted:
         for _ in bench.rounds("memory of a fork", 3, 1) if wanted else ():
             for kind in ("stock", "forked"):
                 with bench.servers(kind) as servers:
                     memory.grow(bench, kind, servers[kind], "1", "floor.memory", "")
-    with bench.taking("floor.open") as wanted:
+    with bench.taking(*OPEN) as wanted:
         if wanted:
             _open(bench)
 
 
-def _starts(bench: Bench) -> None:
-    with bench.servers("stock", *STARTS.values()) as servers:
-        for kind, server in servers.items():
-            warm_up(kind, server)
-        for number in bench.rounds("starts without a sandbox", 15, 3):
-            for kind, server in turns(servers, number):
-                took = server.ask("start", name="a", spec=kind)
-                for name, spec in STARTS.items():
-                    if kind in ("stock", spec):
-                        bench.note(name, side(kind), took)
-                server.ask("stop", names=["a"])
-                server.ask("settle")
-
-
 def _open(bench: Bench) -> None:
+    """Each in a stock kernel of its own."""
+    line, times = LINES["work.open"]
     with bench.servers("stock") as servers:
         server = servers["stock"]
-        for name, before in (("stock", BEFORE), ("isolated", BEFORE + LANDLOCK)):
-            server.ask("start", name=name, spec="stock", code=before)
+        kernels = {"stock": server} | dict.fromkeys(OPEN, server)
+        for name in kernels:
+            server.ask("start", name=name, spec="stock", code=BEFORE + OPEN.get(name, ""))
         server.ask("settle")
-        line, times = LINES["work.open"]
         for number in bench.rounds("open and close", 40, 5):
-            for name, _ in turns({"stock": server, "isolated": server}, number):
-                bench.note("floor.open", name, server.ask("inside", name=name, code=CELL.format(times, line)))
+            for kernel, _ in turns(kernels, number):
+                took = server.ask("inside", name=kernel, code=CELL.format(times, line))
+                for name in OPEN if kernel == "stock" else [kernel]:
+                    bench.note(name, side(kernel), took)

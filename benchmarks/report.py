@@ -20,6 +20,7 @@ from rich.table import Table
 
 Values = dict[str, dict[str, list[float]]]
 DOCS = Path(__file__).parent.parent / "docs"
+NEAR = 1.1  # times its floor: a figure is at it
 HEAD, SERVICE = "performance.head.md", "performance.service.md"  # what is said before the table and after it, by hand
 
 
@@ -29,6 +30,7 @@ class Row:
     stock: list[float]
     ours: list[float]
     note: str = ""  # why it is not there, or not whole
+    floor: float | None = None  # the least that `reached` could be here, as far as this was measured
 
     @property
     def reached(self) -> float | None:
@@ -44,7 +46,15 @@ class Row:
     def verdict(self) -> str:
         if self.figure.bar is None or self.reached is None:
             return ""
-        return "met" if round(self.reached, 2) <= self.figure.bar else "not met"
+        if round(self.reached, 2) <= self.figure.bar:
+            return "met"
+        if self.floor is None:
+            return "not met"
+        return f"{'at its floor' if self.reached <= NEAR * self.floor else 'not met; floor'} {number(self.floor)}"
+
+    @property
+    def missed(self) -> bool:
+        return self.verdict.startswith("not met")
 
     def cells(self) -> tuple[str, ...]:
         reached, bar = self.reached, self.figure.bar
@@ -65,6 +75,13 @@ COLUMNS = ("figure", "stock", "isolated", "ratio", "bar", "")
 class Results:
     about: dict[str, str]
     rows: list[Row]
+
+    def __post_init__(self) -> None:
+        """What lies beneath each figure, taken in the same run."""
+        for floor in self.rows:
+            for row in self.rows:
+                if row.figure.name in floor.figure.beneath:
+                    row.floor = floor.reached
 
     @classmethod
     def of(cls, about: dict[str, str], figures: list[Figure], found: Values, notes: dict[str, str]) -> Results:
@@ -116,7 +133,7 @@ def show(results: Results) -> None:
     console = Console(width=None if Console().is_terminal else 140)
     table = Table(*COLUMNS, box=None)
     for row in results.rows:
-        table.add_row(*map(escape, row.cells()), style="yellow" if row.verdict == "not met" else None)
+        table.add_row(*map(escape, row.cells()), style="yellow" if row.missed else None)
     console.print(results.place, style="dim")
     console.print(table)
 
@@ -136,7 +153,7 @@ def plot(results: Results, target: Path) -> None:
         if len(row.ours) > 2 and row.figure.by == "ratio":
             low, _, up = (value / middle for value in quantiles(row.ours, n=4, method="inclusive"))
             axes.plot([low, up], [place, place], color="tab:blue", linewidth=4, alpha=0.35, solid_capstyle="butt")
-        color = "tab:orange" if row.verdict == "not met" else "tab:blue"
+        color = "tab:orange" if row.missed else "tab:blue"
         axes.plot(row.reached, place, "o", color=color, markersize=5)
         if row.figure.bar is not None:
             axes.plot(row.figure.bar, place, "|", color="black", markersize=11)

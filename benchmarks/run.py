@@ -49,7 +49,7 @@ PARTS: dict[str, tuple[ModuleType, float]] = {  # and how many minutes it may ta
     "memory": (memory, 3.5),
     "work": (work, 1),
     "neighbours": (neighbours, 2),
-    "floor": (floors, 2),
+    "floor": (floors, 4),
 }
 PLACE = "/var/tmp"  # a sandbox has a /tmp of its own, so no environment can lie below that
 MINUTES, QUICK = 24.0, 9.0  # of a whole run, less what it may take to end what is late

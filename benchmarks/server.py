@@ -29,7 +29,8 @@ import unisolated
 import zmq
 from jupyter_client.manager import AsyncKernelManager
 
-PATIENCE = 120.0  # seconds for any single answer
+PATIENCE = 120.0  # seconds for any single answer,
+PATIENCE_OF_MANY = 40.0  # and for those of kernels that start at the same time
 QUIET = 0.03  # of one core: below this everything that was started has come to rest
 # Another thread says that it spins: a SIGINT that finds the main thread in a print can be lost, in a stock kernel, too.
 SPIN = """
@@ -166,7 +167,7 @@ async def ready(name: str, spec: str) -> float:
 
 
 async def start_many(names: list[str], spec: str, code: str = "1") -> float:
-    """All at the same time; when the last one has answered."""
+    """All at the same time; when the last one has answered. Where one of them cannot be had, all are ended."""
 
     async def one(name: str) -> None:
         if psutil.virtual_memory().available < LEAST_FREE:
@@ -174,8 +175,19 @@ async def start_many(names: list[str], spec: str, code: str = "1") -> float:
         await start(name, spec, code)
 
     began = time.perf_counter()
-    await asyncio.gather(*map(one, names))
-    return ms(began)
+    tasks = [asyncio.create_task(one(name)) for name in names]
+    done, late = await asyncio.wait(tasks, timeout=PATIENCE_OF_MANY)
+    took = ms(began)
+    failed = [str(task.exception()) for task in done if task.exception()]
+    if late:
+        failed += [f"no answer came within {PATIENCE_OF_MANY:.0f} s"] * len(late)
+        for task in late:
+            task.cancel()
+        await asyncio.wait(late)
+    if failed:
+        await stop([name for name in names if name in kernels])
+        raise RuntimeError(f"of {len(names)} kernels {len(failed)} failed: {failed[0]}")
+    return took
 
 
 async def trips(name: str, count: int) -> list[float]:
