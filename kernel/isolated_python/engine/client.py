@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from isolated_python import __version__
 from isolated_python.engine import ROOT, places, visits
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
-from isolated_python.launcher.spawn import program, spawn
+from isolated_python.launcher.spawn import program
 from isolated_python.linux import packets
 
 if TYPE_CHECKING:
@@ -70,8 +71,16 @@ class Client:
         self._socket, theirs = packets.pair()
         command = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.engine.supervisor")]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+        signals = (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD)
         try:
-            self.pid = spawn(command, environment, {3: theirs.fileno()})
+            # Not by fork(2): this may be a large process, and would copy each page that it writes to while we import.
+            self.pid = os.posix_spawn(
+                command[0], command, environment, setsid=True, setsigdef=signals,
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
+            )  # fmt: skip
+        except OSError as error:
+            self._socket.close()
+            raise HostError(f"no supervisor can be started: {error}", remedy="see what limits this server") from error
         finally:
             theirs.close()
         from isolated_python.layers.cgroup import systemd  # while the supervisor starts

@@ -511,7 +511,8 @@ def _tell(visitor: socket.socket, message: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve the server at descriptor 3 until it goes."""
+    """Serve the server at descriptor 3 until it goes. What else it lets its programs inherit is not for us."""
+    os.closerange(4, 1 << 20)
     os.umask(0o077)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
