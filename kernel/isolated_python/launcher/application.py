@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import sys
 import uuid
@@ -48,10 +49,16 @@ class IsolatedKernelApp(IPKernelApp):
         self.init_pdb()
         self.config.HistoryManager.enabled = False
         self.kernel = IPythonKernel.instance(parent=self, log=self.log, profile_dir=self.profile_dir)
-        # What a first cell would build: the patterns of Python's words, and who shows a value.
-        shell: Any = self.kernel.shell
+        self.init_shell()
+        shell: Any = self.shell
+        for name in self.default_extensions:
+            shell.extension_manager.load_extension(name)
+        self.default_extensions = []
+        # What a kernel would build: the patterns of Python's words and of startup files, and who shows a value.
         shell.transform_cell("1")
         shell.display_formatter.format(1)
+        for pattern in ("*.py", "*.ipy"):
+            fnmatch.filter((), pattern)
         self.log.setLevel(self.log_level)  # it would make a record of each line that nobody sees
 
     def complete(self, connection_file: str, arguments: list[str]) -> None:
@@ -80,7 +87,6 @@ class IsolatedKernelApp(IPKernelApp):
         self.init_signal()
         self.init_kernel()
         self.init_path()
-        self.init_shell()
         self.init_gui_pylab()
         self.init_extensions()
         self._begin_code()
