@@ -141,7 +141,7 @@ def test_who_is_stopped_ends_with_its_supervisor_all_the_same(server: Server) ->
                 os.kill(pid, signal.SIGCONT)
 
 
-# A child when it is imported, and another at the second fork, which is the first kernel's.
+# A child when it is imported, and another at the first fork, which is the first kernel's.
 HOSTILE = """
 import os, signal, sys
 
@@ -155,7 +155,7 @@ def child():
 
 def forked():
     forks.append(1)
-    if len(forks) == 2:
+    if len(forks) == 1:
         child()
 
 forks = []
