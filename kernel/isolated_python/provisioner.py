@@ -79,13 +79,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
     def __init__(self, **given: Any) -> None:
         """`given`: also the stanza of the kernelspec, in which a typo must not quietly mean the default."""
-        for key in given:
-            if not self.has_trait(key):
-                raise ProfileError(
-                    f"the key {key} of the kernelspec's kernel_provisioner.config is not known",
-                    remedy=f"the keys here are {', '.join(KEYS)}{parse.nearest(key, KEYS)}",
-                )
-        super().__init__(**given)
+        self._unknown = [key for key in given if not self.has_trait(key)]
+        super().__init__(**{key: value for key, value in given.items() if key not in self._unknown})
 
     async def warm(self, cmd: list[str]) -> None:
         """Have a zygote for such kernels, before one is asked for. Raises what the start of one would raise."""
@@ -266,6 +261,11 @@ class IsolatedProvisioner(KernelProvisionerBase):
         Where the server is locked, a person's own is not looked for.
         """
         assert self._client is not None
+        for key in self._unknown:
+            raise ProfileError(
+                f"the key {key} of the kernelspec's kernel_provisioner.config is not known",
+                remedy=f"the keys here are {', '.join(KEYS)}{parse.nearest(key, KEYS)}",
+            )
         changes = self._changes()
         if self._client.service:
             answer = await asyncio.wrap_future(self._client.ask("resolve", named=self.profile, overrides=changes))

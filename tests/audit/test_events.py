@@ -100,6 +100,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "there is no profile": {"profile": "standart"},
     "No such file": {"cwd": "/nowhere/at/all"},
     "did you mean memory": {"overrides": {"resources": {"memry": "1 GiB"}}},
+    "did you mean profile": {
+        "spec": {
+            "metadata": {"kernel_provisioner": {"provisioner_name": "isolated-python", "config": {"profil": "exam"}}}
+        }
+    },
     "no network transport to encrypt": {
         "spec": {
             "metadata": {
