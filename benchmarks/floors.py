@@ -44,12 +44,12 @@ OPEN = {"floor.open": LANDLOCK + FILTER, "floor.open.filter": FILTER, "floor.ope
 
 
 def measure(bench: Bench) -> None:
-    cold(bench, "floor.cold", "forked", "1", 12, 2)
-    single(bench, {"floor.warm": "forked", "floor.pool": "waiting"}, "1", 15, 3)
-    single(bench, {"floor.science": "forked-science"}, IMPORTS, 8, 2)
-    many(bench, "floor.30", "forked", 30, "1", 3, 1)
-    many(bench, "floor.30.science", "forked-science", 30, IMPORTS, 2, 1)
-    many(bench, "floor.30.pool", "waiting-30", 30, "1", 3, 1)
+    cold(bench, "floor.cold", "forked", "1", 10, 2)
+    single(bench, {"floor.warm": "forked", "floor.pool": "waiting"}, "1", 12, 3)
+    single(bench, {"floor.science": "forked-science"}, IMPORTS, 6, 2)
+    many(bench, "floor.30", "forked", 30, "1", 2, 1)
+    many(bench, "floor.30.science", "forked-science", 30, IMPORTS, 1, 1)
+    many(bench, "floor.30.pool", "waiting-30", 30, "1", 1, 1)
     with bench.taking("floor.memory") as wanted:
         for _ in bench.rounds("memory of a fork", 3, 1) if wanted else ():
             for kind in ("stock", "forked"):
