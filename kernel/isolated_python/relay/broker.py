@@ -28,10 +28,10 @@ from isolated_python.relay.zmtp import Edit, Inspect, Walk
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
 CHUNK = 1 << 16  # bytes of one read; for much more malloc(3) would ask Linux for memory, and give it back, each time
-PACE = 0.002  # seconds between two reads of what kernels publish, where many follow each other
-CREDIT = 0.02  # seconds: as many such reads as have room in it need not wait, after a quiet moment or a request
-MUCH = 1 << 15  # bytes of one read, from which nothing waits, lest the kernel's buffers run over,
-FLOOD = 0.1  # seconds after it
+PACE = 0.004  # seconds between two reads of what kernels publish, where many follow each other
+CREDIT = 0.04  # seconds: as many such reads as have room in it need not wait, after a quiet moment
+MUCH = 1 << 15  # bytes of one read, after which none waits for a while: what the kernel's socket cannot hold is lost
+PROMPT = 0.1  # seconds that this while is; and that after a request
 PIPE = 1 << 18  # bytes of a pipe that large bodies go through: more than lie in a socket at once
 RETRY = 0.02  # seconds between two tries to reach a kernel that does not listen yet
 FEW = 8  # unused sockets of a sandbox's network, below which more are asked for
@@ -146,7 +146,7 @@ class Kernel:
     def asked(self, frames: list[bytes]) -> None:
         """A client has sent a message on shell."""
         cell = self.cells.asked(frames)
-        self.broker.output_due = 0.0
+        self.broker.prompt_until = time.monotonic() + PROMPT
         if self.granted.counts:
             self.turns.asked(frames)
         self._active(self.cells.turn if cell else "")
@@ -220,7 +220,7 @@ class Broker:
         self.poll = select.epoll()  # all that there is
         self.people = select.epoll()  # the same without what kernels publish, which can wait
         self.output_due = 0.0  # when that is taken next,
-        self.flood_until = 0.0  # and until when it does not wait
+        self.prompt_until = 0.0  # unless it is taken at once
         self.kernels: dict[str, Kernel] = {}
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -627,7 +627,7 @@ class Broker:
         """The output of a kernel has a rate. Above it nobody listens to that kernel for the rest of the second."""
         now = time.monotonic()
         if count >= MUCH:
-            self.flood_until = now + FLOOD
+            self.prompt_until = now + PROMPT
         self.output_due = min(max(self.output_due, now - CREDIT), now) + PACE
         if now - end.window >= 1.0:
             end.window, end.spent_bytes, end.spent_messages = now, 0, end.walk.messages
@@ -734,7 +734,7 @@ class Broker:
         self._watch(self.control, IN, self.obey)
         while True:
             now = time.monotonic()
-            resting = self.flood_until < now < self.output_due
+            resting = self.prompt_until < now < self.output_due
             until = self.timers[0][0] if self.timers else math.inf
             if resting:
                 until = min(until, self.output_due)
