@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -32,9 +33,10 @@ def main() -> None:
     from isolated_python.launcher import application, kernel, zygote
 
     kernel.prepare(lambda: None)
-    zygote.freeze(kernel.note_modules)
+    gc.freeze()
     gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    shared = False
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)
         found = dict(_listen(json.loads(Path(order["file"]).read_text())))
@@ -54,6 +56,9 @@ def main() -> None:
         for one in found.values():
             one.close()
         print(pid, flush=True)
+        if not shared and not select.select([sys.stdin], [], [], zygote.PAUSE / 1000)[0]:
+            zygote.share()
+            shared = True
     shutil.rmtree(folder)
 
 

@@ -61,6 +61,7 @@ def prepare(soon: Callable[[], None]) -> None:
     except Exception as error:
         sys.stderr.write(f"building a kernel ahead failed: {error!r}\n")
         _clear()
+    note_modules()
 
 
 def note_modules() -> None:

@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from isolated_python.errors import LaunchError
@@ -27,8 +26,6 @@ CONTROL = 3
 PAUSE = 100  # milliseconds without a request, after which it imports something more
 GRANTED = "sandbox.json"  # beside the connection file: what the guard of a foreign environment tells
 
-Note = Callable[[], None] | None  # what is to be noted of all that is imported
-
 
 def main() -> None:
     """Serve forks until the supervisor goes. argv: modules to import ahead; none where it only executes."""
@@ -36,27 +33,27 @@ def main() -> None:
     control.set_inheritable(False)
     program: child.Program = execute_program
     later: tuple[str, ...] = ()
-    note: Note = None
     gc.disable()  # see spawn.program
     if sys.argv[1:]:
         from isolated_python.launcher import kernel
 
-        program, later, note = kernel.run, kernel.LATER, kernel.note_modules
+        program, later = kernel.run, kernel.LATER
         for name in sys.argv[1:]:
             _preload(name)
         kernel.prepare(lambda: packets.send(control, {"event": "soon"}))
-    freeze(note)
+    _end_threads()
+    gc.freeze()
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the supervisor may go at any time
         packets.send(control, {"event": "ready"})
-        if _prepare(control, program, later, note):
+        if _prepare(control, program, later):
             while serve(control, program):
                 pass
 
 
-def _prepare(control: socket.socket, program: child.Program, later: tuple[str, ...], note: Note) -> bool:
-    """Import, one by one, what no kernel needs to begin, as long as nobody asks. False: the supervisor has gone."""
+def _prepare(control: socket.socket, program: child.Program, later: tuple[str, ...]) -> bool:
+    """Do, bit by bit, what no kernel needs to begin, as long as nobody asks. False: the supervisor has gone."""
     asked = select.poll()
     asked.register(control, select.POLLIN)
     for name in later:
@@ -65,7 +62,7 @@ def _prepare(control: socket.socket, program: child.Program, later: tuple[str, .
                 return False
         _preload(name)
     if later:
-        freeze(note)
+        share()
         packets.send(control, {"event": "prepared"})
     return True
 
@@ -77,15 +74,18 @@ def _preload(name: str) -> None:
         sys.stderr.write(f"preloading {name} failed: {error}\n")
 
 
-def freeze(note: Note) -> None:
-    """Leave all that is here as it is, so that it is shared: a child has a page of its own for each that it writes to.
+def share() -> None:
+    """Make all that is imported ready to be shared, once: a child has a page of its own for each that it writes to.
 
-    Nobody looks for garbage in it, nothing new goes into its gaps, and the cache of attributes is empty: it counts a
-    reference to each name that it holds, so whoever puts another name in its place writes to both.
+    What it calls lies together, and in what it shares there are no gaps to put something new into. The cache of
+    attributes is empty: it counts a reference to each name that it holds, so who puts another name in its place writes
+    to both. And nobody looks for garbage here.
     """
+    from isolated_python.launcher import kernel, order
+
     _end_threads()
-    if note is not None:
-        note()
+    kernel.note_modules()
+    order.put_together()
     sys._clear_type_cache()
     heap.fill_gaps()
     gc.freeze()

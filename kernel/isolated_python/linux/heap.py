@@ -10,33 +10,32 @@ _pymalloc = ctypes.pythonapi.PyObject_Malloc
 for _allocate in (_malloc, _pymalloc):
     _allocate.argtypes, _allocate.restype = (ctypes.c_size_t,), ctypes.c_size_t
 
-HEAD = 8  # bytes that glibc puts before each block; its blocks are multiples of 16
-LARGEST = (96 << 10) + HEAD  # bytes; glibc maps what is larger than 128 KiB by itself, mallopt(3)
-SMALLEST = 24  # bytes, the least that glibc gives
+HEAD = 8  # bytes that glibc puts before each block; a block is a multiple of 16
+LARGEST, SMALLEST = (96 << 10) + HEAD, 24  # bytes; what is larger than 128 KiB glibc maps by itself, mallopt(3)
+FINE = 600  # bytes; below that every size is taken
 POOLED = range(16, 513, 16)  # bytes, the sizes that Python has pools for
-ROW = 4  # blocks, each right behind the one before: there is no gap any more
-MOST = 1 << 14  # blocks of one size, in case that another allocator never gives such a row
+MOST = 1 << 14  # blocks of one size, should another allocator never put one right behind the other
 
 
 def fill_gaps() -> None:
     """Take all gaps between what is allocated already, for good, and write to none of them.
 
-    A child shares its parent's pages until it writes to them. What is small goes into the gaps, so that each would
-    cost the child a page of its own; and again another one the next child.
+    A child shares its parent's pages until it writes to them. Whatever small thing it puts into a gap costs it a page.
     """
     size = LARGEST
-    while size >= SMALLEST:  # each fits once at most into what the one before has left
-        _fill(_malloc, size, size + HEAD)
-        size = size * 7 // 8 // 16 * 16 + HEAD if size > 200 else size - 16
+    while size >= SMALLEST:  # no gap is left that has room for two of them, so two in a row are past all gaps
+        _fill(_malloc, size, size + HEAD, 1)
+        size = size * 15 // 256 * 16 + HEAD if size > FINE else size - 16
     for size in POOLED:
-        _fill(_pymalloc, size, size)
+        _fill(_pymalloc, size, size, 4)
 
 
-def _fill(allocate: Callable[[int], int], size: int, distance: int) -> None:
-    row = before = 0
+def _fill(allocate: Callable[[int], int], size: int, distance: int, row: int) -> None:
+    """Allocate blocks until so many have come right behind the one before."""
+    found = before = 0
     for _ in range(MOST):
-        found = allocate(size)
-        row = row + 1 if found == before + distance else 0
-        if row == ROW:
+        block = allocate(size)
+        found = found + 1 if block == before + distance else 0
+        if found == row:
             return
-        before = found
+        before = block
