@@ -39,8 +39,9 @@ def begin():
 def tell():
     sys.setprofile(None)
     gc.unfreeze()
-    there = [one for one in gc.get_objects() if isinstance(one, FunctionType) and one.__module__ not in (__name__, "__main__")]
-    return sorted(called & {name(one.__globals__.get("__name__"), one.__code__) for one in there})
+    functions = (one for one in gc.get_objects() if isinstance(one, FunctionType))
+    there = {name(one.__globals__.get("__name__"), one.__code__) for one in functions}
+    return sorted(one for one in called & there if not one.startswith((__name__, "__main__:")))
 
 os.register_at_fork(after_in_parent=begin, after_in_child=begin)
 """
