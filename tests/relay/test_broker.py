@@ -128,6 +128,18 @@ def exactly(one: socket.socket, count: int) -> bytes:
     return found
 
 
+def until(one: socket.socket, last: bytes) -> bytes:
+    found = b""
+    while not found.endswith(last) and (part := one.recv(1 << 16)):
+        found += part
+    return found
+
+
+def waiting(one: socket.socket) -> bytes:
+    """What has come by now."""
+    return one.recv(1 << 16) if select.select([one], [], [], 0)[0] else b""
+
+
 def to_the_end(one: socket.socket) -> bytes:
     found = b""
     while part := one.recv(1 << 16):
@@ -518,6 +530,101 @@ def test_one_flood_holds_back_one_kernel(relay: Relay) -> None:
             assert asking.recv() == b"well?"
         assert hearing.result(10) == whole
         speaking.result(10)
+
+
+@pytest.mark.parametrize("first", [b"small", b"x" * 100_000], ids=["nothing of it is through", "a part of it is"])
+def test_a_message_that_is_too_large_costs_nobody_the_connection(relay: Relay, first: bytes) -> None:
+    """The rest of it is dropped, and its cell told; a part that is through already becomes a message of its own."""
+    relay.open(message=1 << 20)
+    a_cell_runs(relay)
+    client, kernel = relay.pair("iopub")
+    after = message(b"kernel.x.stream", b"after")
+    with client, kernel, ThreadPoolExecutor(1) as pool:
+        speaking = pool.submit(kernel.sendall, message(b"topic", first, b"y" * (1 << 20), b"z") + after)
+        heard = until(client, after)
+        speaking.result(10)
+    before = message(b"topic", first, b"") if len(first) > WHOLE else b""
+    assert heard.startswith(before)
+    told, last = messages(heard[len(before) :])
+    text = SESSION.deserialize(SESSION.feed_identities(told)[1])["content"]["text"]
+    assert "larger than the 1 MiB" in text
+    assert last == [b"kernel.x.stream", b"after"]
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def listener(relay: Relay) -> Iterator[Pair]:
+    """Who hears what a kernel publishes, and that kernel."""
+    relay.open()
+    client, kernel = relay.pair("iopub")
+    with client, kernel:
+        yield client, kernel
+
+
+@pytest.fixture
+def asker(relay: Relay, listener: Pair) -> Iterator[Pair]:
+    """Who asks the same kernel, and the kernel."""
+    client, kernel = relay.pair("hb")
+    with client, kernel:
+        yield client, kernel
+
+
+def said(number: int) -> bytes:
+    return message(b"kernel.x.stream", b"%d" % number)
+
+
+def heard_before_the_answer(listener: Pair, asker: Pair, number: int) -> bytes:
+    """The kernel publishes a message, then a question is asked and answered. What has been published by then."""
+    question = message(b"", b"well?")
+    listener[1].sendall(said(number))
+    for one, other in (asker, asker[::-1]):
+        one.sendall(question)
+        assert exactly(other, len(question)) == question
+    return waiting(listener[0])
+
+
+def make_it_wait(listener: Pair, asker: Pair) -> int:
+    """Publish until a question overtakes what was published before it. The number of the message that waits."""
+    for number in range(2000):
+        if heard_before_the_answer(listener, asker, number) != said(number):
+            return number
+    raise AssertionError("no question was answered before what was said before it")
+
+
+def test_output_after_a_quiet_moment_is_passed_at_once(listener: Pair, asker: Pair) -> None:
+    """A question that is asked after it is answered after it."""
+    for number in range(4):
+        assert heard_before_the_answer(listener, asker, number) == said(number)
+
+
+def test_a_stream_waits_for_who_asks_and_comes_whole(listener: Pair, asker: Pair) -> None:
+    """Every message of it, in order, several at once."""
+    first = make_it_wait(listener, asker)
+    last = first + 300
+    parts = [heard_before_the_answer(listener, asker, number) for number in range(first + 1, last)]
+    listener[1].sendall(said(last))
+    parts.append(until(listener[0], said(last)))
+    assert b"".join(parts) == b"".join(map(said, range(first, last + 1)))
+    assert max(map(len, parts)) > len(said(last))
+
+
+def test_after_a_request_no_output_waits(relay: Relay, listener: Pair, asker: Pair) -> None:
+    client, kernel = relay.pair("shell")
+    with client, kernel:
+        waits = make_it_wait(listener, asker)
+        client.sendall(message(b"", *SESSION.serialize(SESSION.msg("execute_request", {"code": "1"}))))
+        assert heard_before_the_answer(listener, asker, waits + 1) == said(waits) + said(waits + 1)
+
+
+def test_what_a_kernel_said_last_is_heard_though_its_end_is_told_of_at_once(
+    relay: Relay, listener: Pair, asker: Pair
+) -> None:
+    waits = make_it_wait(listener, asker)
+    listener[1].sendall(said(waits + 1))
+    relay.tell("close")
+    assert to_the_end(listener[0]) == said(waits) + said(waits + 1)
 
 
 LONG = bytes((zmtp.LONG,))

@@ -75,7 +75,7 @@ class Walk:
         `known`: the greeting and READY that the other side has heard from the kernel before this one. These must be
         the same, and do not go on.
         `beyond`: says, by the first frames of a message that is larger than its bound, what goes on instead of it;
-        without, and where a part of it is through already, such a message is refused.
+        without, such a message is refused. Where a part of it is through already, it ends there with an empty frame.
         """
         self.bounds, self.inspect, self.edit, self.only = bounds, inspect, edit, only
         self.known, self.beyond = known, beyond
@@ -205,12 +205,12 @@ class Walk:
         return self._divide(data, through)
 
     def _exceed(self, size: int, frames: int) -> None:
-        """Raises Refused, unless it is a message that may be dropped, and nothing of it has gone on."""
+        """Raises Refused, unless it is a message of which the rest may be dropped."""
         if not self.ready:
             raise Refused("a message before READY")
         if frames > self.bounds.frames:
             raise Refused("frames in a message")
-        if self.beyond is None or (self.torn and not self.dropping):
+        if self.beyond is None:
             raise Refused("message size")
 
     def _concerns(self, data: bytes | bytearray, start: int) -> bool:
@@ -226,6 +226,9 @@ class Walk:
             self.torn, self.dropping = True, self._decide(data, start, read, stop, whole=False)
         elif self.dropping:
             self._edits.append((start, stop, b""))
+        elif self.beyond is not None and self.size > self._most:
+            self.dropping = True
+            self._edits.append((start, stop, frame(b"", more=False) + self.beyond([])))
         return stop
 
     def _end(self, size: int) -> None:
