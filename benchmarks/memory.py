@@ -11,12 +11,12 @@ FIGURES = (
     Figure("memory.science", "the same with the scientific stack imported, from 1 to 10", "MB", 0.17),
     Figure("memory.relay", "memory of the relay with 50 kernels", "MB", 20, by="value"),
     Figure("memory.message", "CPU of the relay per message, 50 kernels at once", "µs", 10, by="value"),
-    Figure("memory.alone", "the same where each comes alone, from one kernel", "µs", by="value"),
+    Figure("memory.alone", "the same from one kernel, that says one each millisecond", "µs", by="value"),
     Figure("memory.bare", "CPU of a loop that reads nothing, for the same messages: the floor", "µs", by="value"),
 )
 SPECS = (("isolated", "1", "memory.10", "memory.40"), ("isolated-science", IMPORTS, "memory.science", ""))
 STREAM = "from IPython.display import display\nfor i in range({}): display(i)"
-ALONE = "import time\nfrom IPython.display import display\nfor i in range({}): display(i); time.sleep(0.001)"
+STEADY = "import time\nfrom IPython.display import display\nfor i in range({}): display(i); time.sleep(0.001)"
 
 
 def measure(bench: Bench) -> None:
@@ -62,6 +62,6 @@ def _relay(bench: Bench, server: Server) -> None:
     bench.note("memory.message", "isolated", spent / (heard + 2 * len(names)))  # the requests and the replies
     server.ask("between", names=["0"])
     before = server.ask("relay")["cpu"], server.ask("bare")
-    heard = server.ask("stream", names=["0"], code=ALONE.format(500 if bench.quick else 2000))["messages"]
+    heard = server.ask("stream", names=["0"], code=STEADY.format(500 if bench.quick else 2000))["messages"]
     bench.note("memory.alone", "isolated", (server.ask("relay")["cpu"] - before[0]) / heard)
     bench.note("memory.bare", "isolated", (server.ask("bare") - before[1]) / heard)
