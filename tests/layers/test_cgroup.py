@@ -452,5 +452,7 @@ def test_systemd_is_asked_for_a_delegated_scope() -> None:
 
 def test_to_wait_ahead_of_a_move_moves_nobody() -> None:
     before = Path("/proc/self/cgroup").read_text()
-    cgroup.stay()
+    with cgroup.staying() as stay:
+        stay()
+        stay()
     assert Path("/proc/self/cgroup").read_text() == before

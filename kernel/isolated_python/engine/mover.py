@@ -3,8 +3,8 @@ The mover: a helper of the supervisor that moves processes into cgroups, and out
 
 Linux lets a move wait for an RCU grace period, 10 ms and more, in which a supervisor has others to serve. For as long
 after that nobody waits (kernel/rcu/sync.c, GP_EXIT): so when somebody will be moved soon, the mover waits ahead of
-them, by a move of itself to where it is. And what a supervisor that is killed leaves in its groups nobody else would
-end before the next one starts.
+them, by moves of itself to where it is, again and again until they come. And what a supervisor that is killed leaves in
+its groups nobody else would end before the next one starts.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,8 @@ from isolated_python.layers.cgroup import files
 from isolated_python.linux import packets
 
 Then = Callable[[str], None]
+SOON = 0.08  # seconds in which somebody that will be moved soon is moved
+AGAIN = 4  # milliseconds after which the next wait would begin to be one again
 
 
 class Mover:
@@ -59,7 +62,7 @@ class Mover:
                 os.close(descriptor)
 
     def soon(self) -> None:
-        """Somebody will be moved in about 10 ms: do the waiting now."""
+        """Somebody will be moved in a moment: do the waiting now."""
         packets.send(self._socket, {"soon": True})
 
     def _hear(self) -> None:
@@ -95,22 +98,33 @@ def _serve(channel: socket.socket, supervisor: int) -> None:
         os.closerange(last + 1, kept)
         last = kept
     os.closerange(last + 1, 1 << 20)
-    cgroup.stay()  # for the first zygote, which enters its group in a moment
+    _wait_ahead(channel)  # the first zygote enters its group in a moment
     with contextlib.suppress(ConnectionError):  # it went before it heard our answer
         while message := _next(channel):
             if "done" in message:
                 return
+            if "soon" in message:
+                _wait_ahead(channel)
     ended = select.poll()
     ended.register(supervisor, select.POLLIN)
     ended.poll()
     cgroup.sweep()
 
 
+def _wait_ahead(channel: socket.socket) -> None:
+    """Until there is an order, and not for long: whoever comes then need not wait."""
+    asked = select.poll()
+    asked.register(channel, select.POLLIN)
+    end, pause = time.monotonic() + SOON, 0
+    with cgroup.staying() as stay:
+        while time.monotonic() < end and not asked.poll(pause):
+            stay()
+            pause = AGAIN
+
+
 def _next(channel: socket.socket) -> dict[str, Any] | None:
     """Serve one order; None where there is none any more."""
     message, entrances = packets.receive(channel)
-    if message is not None and "soon" in message:
-        cgroup.stay()
     if message is not None and "pid" in message:
         error = ""
         try:

@@ -48,14 +48,14 @@ LATER = ("IPython.core.historyapp", "IPython.core.pylabtools", "IPython.extensio
 def prepare(soon: Callable[[], None]) -> None:
     """In the zygote: import and build what every kernel needs, without a thread, a socket or a file.
 
-    `soon`: called some 10 ms before it is done.
+    `soon`: called when the long part is done, which is the import of IPython.
     """
+    soon()
     for name in AHEAD:
         try:
             importlib.import_module(name)
         except Exception as error:  # a head start, not a promise
             sys.stderr.write(f"importing {name} ahead failed: {error}\n")
-    soon()
     try:
         IsolatedKernelApp.instance().build()
     except Exception as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 
 from isolated_python.errors import HostError
 from isolated_python.linux import cgroups, host
@@ -24,7 +25,7 @@ Hierarchy = v1.Hierarchy | v2.Hierarchy
 Parent = v1.Parent | v2.Parent
 Group = v1.Group | v2.Group
 
-__all__ = ["Events", "Group", "Hierarchy", "Parent", "Usage", "choose", "name_for", "stay", "sweep"]
+__all__ = ["Events", "Group", "Hierarchy", "Parent", "Usage", "choose", "name_for", "staying", "sweep"]
 
 
 def choose(own: cgroups.Own | None = None) -> Hierarchy:
@@ -45,13 +46,27 @@ def sweep() -> list[str]:
         return []
 
 
-def stay() -> None:
-    """Move this process to where it is. Changes nothing, but waits for what the next move need not wait for then.
+@contextlib.contextmanager
+def staying() -> Iterator[Callable[[], None]]:
+    """What moves this process to where it is. That changes nothing, but waits for what the next move need not wait for.
 
     A v2 group of which only the leaf may have processes is left alone until we are in that leaf.
     """
     own = cgroups.own()
     folder = dict(own.v1).get(v1.FIRST) or (own.v2 if os.path.basename(own.v2) == cgroups.LEAF else "")
-    if folder:
-        with contextlib.suppress(OSError):  # it is not ours to write to: somebody waits later
-            files.enter([files.entrance(f"{folder}/cgroup.procs")], os.getpid())
+    try:
+        entrance = files.entrance(f"{folder}/cgroup.procs") if folder else None
+    except OSError:  # it is not ours to write to: somebody waits later
+        entrance = None
+    if entrance is None:
+        yield lambda: None
+        return
+    try:
+        yield lambda: _write(entrance)
+    finally:
+        os.close(entrance)
+
+
+def _write(entrance: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(entrance, str(os.getpid()).encode())
