@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -371,6 +370,7 @@ async def view(grant: list[str]) -> float:
     """Until it is known what this list shows of the environment, by one who knows nothing of it yet."""
     from isolated_python.engine import interpreters, packages, sight
     from isolated_python.policy.profile import Modules, Profile
+    from isolated_python.record import replace
 
     packages._environment.cache_clear()
     sight._view.cache_clear()
