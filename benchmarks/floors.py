@@ -14,7 +14,7 @@ FIGURES = (
     Figure("floor.warm", f"first reply of {_FORK}", "ms", beneath=("start.warm",)),
     Figure("floor.pool", f"first reply of {_STOOD}", "ms", beneath=("start.pool",)),
     Figure("floor.science", "first reply of such a fork, scientific", "ms", beneath=("start.science",)),
-    Figure("floor.30", "30 such forks at once", "ms", beneath=("start.30",)),
+    Figure("floor.30", "30 such forks at once", "ms", beneath=("start.30",), slow=True),
     Figure("floor.30.science", "30 such forks at once, scientific", "ms", beneath=("start.30.science",), slow=True),
     Figure("floor.30.pool", f"first reply of 30 {_STOOD}, at once", "ms", beneath=("start.30.pool",), slow=True),
     Figure("floor.memory", "PSS per further fork that has imported all, no sandbox, from 1 to 10", "MB",
