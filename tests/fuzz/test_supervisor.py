@@ -48,7 +48,7 @@ class Served:
         self.socket, theirs = packets.pair()
         self.socket.settimeout(20)
         program = f"import sys; sys.path.insert(0, {ROOT!r}); "
-        program += "from isolated_python.engine.early import main; main()"
+        program += "from isolated_python.engine.supervisor import main; main()"
         self.pid = spawn([sys.executable, "-I", "-S", "-c", program], {"PATH": "/usr/bin"}, {3: theirs.fileno()})
         theirs.close()
         self.numbers = itertools.count(1 << 20)  # those of nonsense are smaller, or no numbers

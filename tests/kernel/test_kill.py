@@ -36,7 +36,7 @@ def processes(server: Server, *inits: int) -> dict[str, int]:
     found = {"server": server.process.pid, "supervisor": supervisor.pid}
     for pid, words in commands(supervisor.children()).items():
         if pid not in inits:  # who is forked from the zygote has its command line, and so has the mover
-            name = {"launcher.zygote": "zygote", "relay.broker": "relay", "engine.early": "mover"}
+            name = {"launcher.zygote": "zygote", "relay.broker": "relay", "engine.supervisor": "mover"}
             found[next(name[word] for word in name if word in words)] = pid
     return found
 

@@ -69,7 +69,7 @@ class Client:
         """A supervisor of our own. Returns what it must be told."""
         self.folder = places.private_folder()
         self._socket, theirs = packets.pair()
-        command = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.engine.early")]
+        command = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.engine.supervisor")]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         signals = (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD)
         try:

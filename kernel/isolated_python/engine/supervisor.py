@@ -23,9 +23,9 @@ from isolated_python.audit.ledger import Ledger
 from isolated_python.audit.log import Log
 from isolated_python.engine import relays, usage, zygotes
 from isolated_python.engine.cradle import Cradle
-from isolated_python.engine.early import Early
 from isolated_python.engine.identities import Identities, identities_file, leave
 from isolated_python.engine.loop import Loop
+from isolated_python.engine.mover import Mover
 from isolated_python.engine.pool import Pool
 from isolated_python.engine.sandbox import CHANNELS, Sandbox, Shared
 from isolated_python.engine.weights import Weights
@@ -48,9 +48,9 @@ Reply = Callable[..., None]
 
 
 class Supervisor:
-    def __init__(self, server: socket.socket, early: Early | None = None) -> None:
-        self.server, self.early = server, early
-        self.loop = early.loop if early else Loop()
+    def __init__(self, server: socket.socket) -> None:
+        self.server = server
+        self.loop = Loop()
         self.sandboxes: dict[str, Sandbox] = {}
         self.idle: set[str] = set()  # kernels that were ended for it, and may be started again
         self.zygotes: dict[zygotes.Kind, zygotes.Zygote] = {}
@@ -82,8 +82,8 @@ class Supervisor:
         """`person`: whose kernels these are, where that is not who we are."""
         self.interpreter, self.folder, self.cache, self.log = interpreter, folder, cache, log
         self.ledger = Ledger(log.write)
-        early = self.early = self.early or Early(self.loop)
-        self.mover = early.mover
+        self.mover = Mover(self.loop)
+        asked = host_facts.asking()
         if identities:
             namespaces.unshare(namespaces.CLONE_NEWNS)
         else:
@@ -109,7 +109,7 @@ class Supervisor:
             self.loop, self.log, self.ledger, self.folder, relay, identities,
             self._call_name, self._taken, self._gone, self._ended, person,
         )  # fmt: skip
-        self.host = early.host()
+        self.host = asked()
         cgroup.sweep()
         self.loop.reap_strangers(lambda: all(one.state != "asked" for one in self.sandboxes.values()))
         self.log.write("supervisor-started", host=self.host.to_wire())
@@ -477,8 +477,7 @@ class Supervisor:
             zygote.control.close()
         if self.shared is not None:
             self.shared.relay.stop()
-        if self.early is not None:
-            self.early.mover.close()
+            self.mover.close()
         if isinstance(self.groups, cgroup.Parent):
             self.groups.close()
         if self.shared is not None:
@@ -511,12 +510,13 @@ def _tell(visitor: socket.socket, message: dict[str, Any]) -> None:
         pass
 
 
-def main(early: Early) -> None:
-    """Serve the server at descriptor 3 until it goes."""
+def main() -> None:
+    """Serve the server at descriptor 3 until it goes. What else it lets its programs inherit is not for us."""
+    os.closerange(4, 1 << 20)
     os.umask(0o077)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    supervisor = Supervisor(socket.socket(fileno=3), early)
+    supervisor = Supervisor(socket.socket(fileno=3))
     supervisor.server.set_inheritable(False)
     supervisor.loop.end_at(signal.SIGTERM)
     try:
