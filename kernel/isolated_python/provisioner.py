@@ -40,6 +40,10 @@ ENVIRONMENT = (
     *("TZ", "TERM", "COLORTERM", "MPLBACKEND", "PYTHONHASHSEED", "PYTHONUTF8", "PYTHONDONTWRITEBYTECODE"),
     "IPYKERNEL_CELL_NAME",  # what tracebacks call a cell; it also decides how many lines of it they show
 )
+# The first of five that a foreign kernel listens on, in its own network. All lie below those that Linux gives to those
+# who connect (ip_local_port_range in ip(7)): whoever asks again and again for a port at which nobody listens yet would
+# be given that very port some day, be connected to itself, and the kernel would find it in use.
+PORTS = range(20_000, 32_000)
 KEYS = ("profile", "overrides")  # of the kernelspec's stanza
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 
@@ -222,8 +226,8 @@ class IsolatedProvisioner(KernelProvisionerBase):
             self._kept, archive = kept.begin(self._name, profile.name, self._cwd)
             opened.append(archive)
             given.append(archive)
-        ports = [secrets.randbelow(20_000) + 20_000]
-        ports = [ports[0] + number for number in range(5)]
+        first = secrets.choice(PORTS)
+        ports = [first + number for number in range(5)]
         # Known before it is asked for: a kernel may have ended before this thread goes on.
         kernel = self._client.kernels[self._name] = client.Kernel(self._name)
         self._asked = True

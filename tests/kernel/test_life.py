@@ -10,6 +10,7 @@ import time
 
 import psutil
 from isolated_python.linux.cgroups import LEAF
+from isolated_python.provisioner import PORTS
 
 from tests.kernel.conftest import Server, cgroups_of, commands, outlive, processes_of, watched
 
@@ -91,6 +92,13 @@ def test_what_is_asked_while_the_next_kernel_comes_up_is_answered(root_server: S
     root_server.start(spec={"argv": argv}, pool=False)
     root_server.ask("restart", name="kernel", now=True, wait=False)
     assert root_server.text("print('here')") == "here"
+
+
+def test_nobody_who_connects_is_given_a_port_that_a_kernel_will_listen_on(root_server: Server) -> None:
+    """The relay asks for these ports until the kernel listens there, and must not be connected to itself."""
+    root_server.start(pool=False)
+    lowest = root_server.text("print(open('/proc/sys/net/ipv4/ip_local_port_range').read().split()[0])")
+    assert PORTS.stop + 4 < int(lowest)
 
 
 def test_a_kernel_that_ends_before_its_server_looks_has_ended(root_server: Server) -> None:

@@ -22,7 +22,8 @@ def config(overrides: dict[str, Any] = SMALL) -> dict[str, Any]:
 def zygotes(server: Server) -> list[psutil.Process]:
     """Their children look alike, and live in pid namespaces of their own."""
     ours = os.readlink("/proc/self/ns/pid")
-    found = [one for one in server.below() if "isolated_python.launcher.zygote" in " ".join(one.cmdline())]
+    alive = [one for one in server.below() if one.status() != psutil.STATUS_ZOMBIE]
+    found = [one for one in alive if "isolated_python.launcher.zygote" in " ".join(one.cmdline())]
     return [one for one in found if os.readlink(f"/proc/{one.pid}/ns/pid") == ours]
 
 

@@ -62,7 +62,10 @@ def _prepare(control: socket.socket, program: child.Program, later: tuple[str, .
                 return False
         _preload(name)
     if later:
-        share()
+        try:
+            share()
+        except Exception as error:  # nor is this a promise
+            sys.stderr.write(f"sharing what is imported failed: {error!r}\n")
         packets.send(control, {"event": "prepared"})
     return True
 
