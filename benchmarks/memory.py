@@ -12,7 +12,13 @@ FIGURES = (
     Figure("memory.relay", "memory of the relay with 50 kernels", "MB", 20, by="value"),
     Figure("memory.message", "CPU of the relay per message, 50 kernels at once", "µs", 10, by="value"),
     Figure("memory.alone", "the same from one kernel, that says one each millisecond", "µs", by="value"),
-    Figure("memory.bare", "CPU of a loop that reads nothing, for the same messages: the floor", "µs", by="value"),
+    Figure(
+        "memory.bare",
+        "CPU of a loop that reads nothing, for the same messages",
+        "µs",
+        by="value",
+        beneath=("memory.message",),
+    ),
 )
 SPECS = (("isolated", "1", "memory.10", "memory.40"), ("isolated-science", IMPORTS, "memory.science", ""))
 STREAM = "from IPython.display import display\nfor i in range({}): display(i)"
