@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -126,3 +127,22 @@ def test_a_pid_that_waits_to_be_moved_is_given_to_nobody_else(tmp_path: Path) ->
     zygote.returncode = -9
     assert zygote.stdin is not None
     zygote.stdin.close()
+
+
+def test_who_asks_a_mover_that_has_just_ended_is_told_so() -> None:
+    """Nobody has noticed yet; a supervisor must not end for it, and the next mover serves whoever comes next."""
+    loop = Loop()
+    mover = Mover(loop)
+    pid = int(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[-1])
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    heard: list[str] = []
+
+    def then(error: str) -> None:
+        heard.append(error)
+        raise SystemExit
+
+    mover.soon()
+    mover.move(os.getpid(), [os.open(os.devnull, os.O_WRONLY)], then)
+    run(loop, mover)
+    assert heard == ["the helper that does it has ended"]

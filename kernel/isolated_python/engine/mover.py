@@ -55,15 +55,15 @@ class Mover:
         `then` is told what went wrong, "" for nothing.
         """
         self._waiting.append(then)
-        try:
+        with contextlib.suppress(OSError):  # it has ended, and who waits is told so in a moment
             packets.send(self._socket, {"pid": pid}, entrances)
-        finally:
-            for descriptor in entrances:
-                os.close(descriptor)
+        for descriptor in entrances:
+            os.close(descriptor)
 
     def soon(self) -> None:
         """Somebody will be moved in a moment: do the waiting now."""
-        packets.send(self._socket, {"soon": True})
+        with contextlib.suppress(OSError):  # it has ended, and its successor does so as it begins
+            packets.send(self._socket, {"soon": True})
 
     def _hear(self) -> None:
         message = packets.heard(self._socket)
