@@ -37,6 +37,7 @@ ISOLATED: dict[str, dict[str, Any]] = {
 
 UNISOLATED: dict[str, tuple[str, dict[str, Any]]] = {  # for the floors: see unisolated.py
     "forked": ("forked", {}),
+    "forked-helped": ("forked", {"helped": True}),
     "forked-science": ("forked", {"preload": SCIENCE}),
     "waiting": ("waiting", {}),
     "waiting-30": ("waiting", {"count": 30}),

@@ -10,7 +10,7 @@ from work import BEFORE, CELL, LINES
 _FORK = "a fork that has imported all, no sandbox, no relay"
 _STOOD = "stock kernels that run already, and have run a cell"
 FIGURES = (
-    Figure("floor.cold", f"first reply of {_FORK}, cold", "ms", beneath=("start.cold",)),
+    Figure("floor.cold", f"first reply of {_FORK}, cold, by a helper", "ms", beneath=("start.cold",)),
     Figure("floor.warm", f"first reply of {_FORK}", "ms", beneath=("start.warm",)),
     Figure("floor.pool", f"first reply of {_STOOD}", "ms", beneath=("start.pool",)),
     Figure("floor.science", "first reply of such a fork, scientific", "ms", beneath=("start.science",)),
@@ -44,7 +44,7 @@ OPEN = {"floor.open": LANDLOCK + FILTER, "floor.open.filter": FILTER, "floor.ope
 
 
 def measure(bench: Bench) -> None:
-    cold(bench, "floor.cold", "forked", "1", 10, 2)
+    cold(bench, "floor.cold", "forked-helped", "1", 10, 2)
     single(bench, {"floor.warm": "forked", "floor.pool": "waiting"}, "1", 12, 3)
     single(bench, {"floor.science": "forked-science"}, IMPORTS, 6, 2)
     many(bench, "floor.30", "forked", 30, "1", 2, 1)

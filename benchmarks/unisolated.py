@@ -26,9 +26,12 @@ from isolated_python.linux import prctl
 from jupyter_client import KernelConnectionInfo
 from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
-from traitlets import Int, List
+from traitlets import Bool, Int, List
 
 GROUP = "jupyter_client.kernel_provisioners"
+
+# The least that such a helper needs: to read a request, to mount by ctypes, and to wait for others meanwhile.
+HELPER = "import ctypes, json, os, selectors, socket, sys; os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def register() -> None:
@@ -64,6 +67,7 @@ class Stranger:
 
 class Forked(LocalProvisioner):
     preload: List[str] = List(config=True)
+    helped = Bool(config=True)  # started by a helper, since who imports a package may not be who mounts what it sees
 
     nursery: ClassVar[asyncio.Task[asyncio.subprocess.Process] | None] = None
     turn: ClassVar = asyncio.Lock()
@@ -73,6 +77,8 @@ class Forked(LocalProvisioner):
         if Forked.nursery is None:
             code = "import nursery; nursery.main()"
             argv = [sys.executable, "-Xfrozen_modules=off", "-c", code, *self.preload]
+            if self.helped:
+                argv = [sys.executable, "-I", "-S", "-c", HELPER, *argv]
             start = asyncio.create_subprocess_exec(*argv, stdin=PIPE, stdout=PIPE, cwd=Path(__file__).parent)
             Forked.nursery = asyncio.create_task(start)
         self.parent.transport, self.parent.ip = "ipc", f"{kwargs['cwd']}/s"
