@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from isolated_python.linux import cgroups
 
 from tests.conftest import Ordinary
 
+SOON = 5.0  # seconds in which what is on its way has happened
 DRIVER = Path(__file__).with_name("driver.py").read_text()
 
 # Read strictly: what a schema does not name must not be in a record.
@@ -151,6 +152,14 @@ def watched(processes: list[psutil.Process]) -> dict[int, str]:
         except (ProcessLookupError, psutil.Error):  # gone by itself
             continue
     return found
+
+
+def soon(what: Callable[[], Any], wanted: Any) -> None:
+    """Waits until it is as wanted, at most so long; for what nobody tells of."""
+    end = time.monotonic() + SOON
+    while what() != wanted and time.monotonic() < end:
+        select.poll().poll(20)
+    assert what() == wanted
 
 
 def outlive(processes: dict[int, str], seconds: float) -> list[str]:

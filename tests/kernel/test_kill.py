@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,19 +12,21 @@ import psutil
 import pytest
 
 from tests.conftest import Ordinary
-from tests.kernel.conftest import Server, cgroups_of, commands, environment, has_cgroup, outlive, serve, watched
+from tests.kernel.conftest import (
+    SOON,
+    Server,
+    cgroups_of,
+    commands,
+    environment,
+    has_cgroup,
+    outlive,
+    serve,
+    soon,
+    watched,
+)
 
-SOON = 5.0  # seconds
 ONE = {"kernel", "init"}  # victims whose kernel ends, and no other
 REPLACED = {"zygote", "relay", "mover"}  # victims that no kernel misses
-
-
-def soon(what: Callable[[], Any], wanted: Any) -> None:
-    """Waits until it is as wanted, at most so long; nobody tells of the removal of a folder."""
-    end = time.monotonic() + SOON
-    while what() != wanted and time.monotonic() < end:
-        select.poll().poll(20)
-    assert what() == wanted
 
 
 def processes(server: Server, *inits: int) -> dict[str, int]:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import BIN, Ordinary
-from tests.kernel.conftest import Server, serve
+from tests.kernel.conftest import Server, serve, soon
 from tests.kernel.test_bad_input import refused_without_trace
 
 KEEP = {"files": {"workspace": "copy-on-write", "changes": "keep"}}
@@ -246,8 +246,9 @@ def mounted(kind: str, folder: Path, options: str = "") -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # Lazily: Linux lets go of a clone that was closed a moment after it was closed.
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        # Linux lets go of a clone a moment after it was closed.
+        unmount = ["umount", str(folder)]
+        soon(lambda: folder.is_mount() and subprocess.run(unmount, capture_output=True, check=False).returncode, False)
 
 
 @pytest.mark.parametrize("mode", ["read-write", "copy-on-write"])

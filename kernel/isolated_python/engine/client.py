@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from isolated_python import __version__
 from isolated_python.engine import ROOT, places, visits
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError
-from isolated_python.launcher.spawn import program
+from isolated_python.launcher.spawn import program, spawn_from_large
 from isolated_python.linux import packets
 
 if TYPE_CHECKING:
@@ -71,13 +70,8 @@ class Client:
         self._socket, theirs = packets.pair()
         command = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.engine.supervisor")]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-        signals = (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD)
         try:
-            # Not by fork(2): this may be a large process, and would copy each page that it writes to while we import.
-            self.pid = os.posix_spawn(
-                command[0], command, environment, setsid=True, setsigdef=signals,
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
-            )  # fmt: skip
+            self.pid = spawn_from_large(command, environment, {3: theirs.fileno()})
         except OSError as error:
             self._socket.close()
             raise HostError(f"no supervisor can be started: {error}", remedy="see what limits this server") from error

@@ -42,7 +42,7 @@ AHEAD = (
 )
 
 # What one of the next cells would: the Tab key, a figure. The first kernel does not wait for it.
-LATER = ("IPython.core.historyapp", "IPython.core.pylabtools", "IPython.extensions.storemagic", "jedi")
+LATER = ("IPython.core.historyapp", "IPython.core.pylabtools", "jedi")
 
 
 def prepare(soon: Callable[[], None]) -> None:

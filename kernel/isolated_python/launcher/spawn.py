@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Callable
 
+DEFAULT = (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD)  # signals whose handling no program of ours inherits
+
 
 def spawn(
     argv: list[str],
@@ -30,7 +32,7 @@ def spawn(
         for there, here in moved.items():
             os.dup2(here, there, inheritable=True)
         os.closerange(above, 1 << 20)
-        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD):
+        for number in DEFAULT:
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
         os.execve(argv[0], argv, environment)
@@ -38,6 +40,15 @@ def spawn(
         os.write(2, f"starting {argv[0]} failed: {error}\n".encode())
     finally:
         os._exit(127)
+
+
+def spawn_from_large(argv: list[str], environment: dict[str, str], descriptors: dict[int, int]) -> int:
+    """As `spawn`, for a process of many pages: after a fork it would copy each that it writes to. Raises OSError.
+
+    What else may be inherited the program finds open, and closes itself. posix_spawn(3)
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, here, there) for there, here in descriptors.items()]
+    return os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True, setsigdef=DEFAULT)
 
 
 def program(root: str, module: str) -> str:

@@ -118,8 +118,9 @@ def serve(control: socket.socket, program: child.Program) -> bool:
         return False
     channel = socket.socket(fileno=descriptors[0])
     try:
-        if _tasks() != 1:
-            raise LaunchError(f"the zygote has {_tasks()} threads: one of the preloaded modules started some")
+        tasks = _tasks()
+        if tasks != 1:
+            raise LaunchError(f"the zygote has {tasks} threads: one of the preloaded modules started some")
         # CLONE_PARENT: the sandbox is the supervisor's child, not ours, and so outlives us.
         pid = process.fork(int(order["namespaces"]) | process.CLONE_PARENT)
     except (OSError, LaunchError) as error:

@@ -11,9 +11,7 @@ The choice is made here, once.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
 
 from isolated_python.errors import HostError
 from isolated_python.linux import cgroups, host
@@ -25,7 +23,7 @@ Hierarchy = v1.Hierarchy | v2.Hierarchy
 Parent = v1.Parent | v2.Parent
 Group = v1.Group | v2.Group
 
-__all__ = ["Events", "Group", "Hierarchy", "Parent", "Usage", "choose", "name_for", "staying", "sweep"]
+__all__ = ["Events", "Group", "Hierarchy", "Parent", "Usage", "choose", "here", "name_for", "sweep"]
 
 
 def choose(own: cgroups.Own | None = None) -> Hierarchy:
@@ -46,27 +44,17 @@ def sweep() -> list[str]:
         return []
 
 
-@contextlib.contextmanager
-def staying() -> Iterator[Callable[[], None]]:
-    """What moves this process to where it is. That changes nothing, but waits for what the next move need not wait for.
+def here() -> int | None:
+    """The entrance of the group where this process is, open; the caller's to close. Who writes 0 to it stays there.
 
-    A v2 group of which only the leaf may have processes is left alone until we are in that leaf.
+    None where it is not ours to write to; and in a v2 group of which only the leaf may have processes, until we are in
+    that leaf.
     """
     own = cgroups.own()
     folder = dict(own.v1).get(v1.FIRST) or (own.v2 if os.path.basename(own.v2) == cgroups.LEAF else "")
+    if not folder:
+        return None
     try:
-        entrance = files.entrance(f"{folder}/cgroup.procs") if folder else None
-    except OSError:  # it is not ours to write to: somebody waits later
-        entrance = None
-    if entrance is None:
-        yield lambda: None
-        return
-    try:
-        yield lambda: _write(entrance)
-    finally:
-        os.close(entrance)
-
-
-def _write(entrance: int) -> None:
-    with contextlib.suppress(OSError):
-        os.write(entrance, str(os.getpid()).encode())
+        return files.entrance(f"{folder}/cgroup.procs")
+    except OSError:
+        return None
