@@ -54,8 +54,13 @@ def test_a_subshell_answers_while_the_main_shell_is_busy(server: Server) -> None
 
 
 def test_the_debugger_attaches_and_stops_at_nothing(server: Server) -> None:
-    """debugpy runs inside, on the sandbox's own loopback, and answers over the control channel."""
+    """debugpy runs inside, on the sandbox's own loopback, and answers over the control channel.
+
+    The first kernel of a zygote is told to debug before anybody has imported what that needs.
+    """
     server.start()
+    assert "debugger" in request(server, "control", "kernel_info_request", {})["supported_features"]
+    assert server.text("import sys; print('debugpy' in sys.modules)") == "False"
 
     def debug(number: int, command: str, **arguments: Any) -> dict[str, Any]:
         asked = {"type": "request", "seq": number, "command": command, "arguments": arguments}

@@ -20,6 +20,7 @@ from ipykernel.zmqshell import ZMQInteractiveShell
 from tornado.ioloop import IOLoop
 
 from isolated_python import guard
+from isolated_python.launcher import debugger
 from isolated_python.launcher.application import IsolatedKernelApp, apart
 from isolated_python.layers.step import Descriptors
 from isolated_python.linux import packets
@@ -32,17 +33,15 @@ AHEAD = (
     "IPython.core.magics",
     "asyncio",
     "comm",
-    "debugpy",
     "faulthandler",
-    "ipykernel.debugger",
     "ipykernel.ipkernel",
     "ipykernel.zmqshell",
     "sqlite3",
     "tornado.platform.asyncio",
 )
 
-# What one of the next cells would: the Tab key, a figure. The first kernel does not wait for it.
-LATER = ("IPython.core.historyapp", "IPython.core.pylabtools", "jedi")
+# What one of the next cells would: the Tab key, a figure, a breakpoint. The first kernel does not wait for it.
+LATER = ("IPython.core.historyapp", "IPython.core.pylabtools", "jedi", debugger.HEAVY)
 
 
 def prepare(soon: Callable[[], None]) -> None:
@@ -57,6 +56,7 @@ def prepare(soon: Callable[[], None]) -> None:
         except Exception as error:  # a head start, not a promise
             sys.stderr.write(f"importing {name} ahead failed: {error}\n")
     try:
+        debugger.put_off()
         IsolatedKernelApp.instance().build()
     except Exception as error:
         sys.stderr.write(f"building a kernel ahead failed: {error!r}\n")
