@@ -11,7 +11,7 @@
 {"do": "connection", "name": …}                        → as in a connection file
 {"do": "supervisor"}                                   → {"pid": …, "folder": …}
 
-With "pool": true in a start, the kernel is one that stood before it was asked for.
+With "pool": true, or how many, in a start, the kernel is one that stood before it was asked for.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def start(ask: dict[str, Any]) -> dict[str, Any]:
     if "profile" in ask:
         stanza["config"]["profile"] = ask["profile"]
     if ask.get("pool"):
-        stanza["config"]["pool"] = 1
+        stanza["config"]["pool"] = int(ask["pool"])
     manager.kernel_spec.metadata["kernel_provisioner"] = stanza
     for trait, value in ask.get("spec", {}).items():
         setattr(manager.kernel_spec, trait, value)
@@ -116,6 +116,26 @@ def busy(ask: dict[str, Any]) -> dict[str, Any]:
     first.start_kernel(cwd=ask["cwd"])
     first.shutdown_kernel(now=True)
     return {"alive": asyncio.run(both())}
+
+
+@deed
+def hurry(ask: dict[str, Any]) -> dict[str, Any]:
+    """Send a kernel a signal as soon as its start was answered, whatever it is doing then; its status."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    async def both() -> int | None:
+        manager = AsyncKernelManager(kernel_name="isolated-python")
+        manager.kernel_spec.metadata = managers[ask["like"]].kernel_spec.metadata
+        start = asyncio.create_task(manager.start_kernel(cwd=ask["cwd"]))
+        while manager.provisioner is None or not manager.provisioner.has_process:
+            assert not start.done(), start
+            await asyncio.sleep(0)
+        await manager.provisioner.send_signal(ask["signal"])
+        status = await asyncio.wait_for(manager.provisioner.wait(), 10)
+        await start
+        return status
+
+    return {"status": asyncio.run(both())}
 
 
 def refusal(ask: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.kernel.conftest import Server
+from tests.kernel.conftest import Server, soon
 
 # What one kernel knows that another must not: asked of each, and then compared.
 RANDOM = """
@@ -101,3 +101,9 @@ def test_two_people_are_never_handed_the_same_kernel(server: Server) -> None:
     server.pool = True
     pids = {server.start(name)["pid"] for name in ("first", "second", "third")}
     assert len(pids) == 3
+
+
+def test_as_many_wait_as_an_administrator_has_said(root_server: Server) -> None:
+    """Whoever says thirty has thirty people who come at once."""
+    root_server.start(pool=18)
+    soon(lambda: len(root_server.ask("spares")["names"]), 18)

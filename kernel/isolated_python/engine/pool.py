@@ -17,7 +17,7 @@ from isolated_python.engine.sandbox import Sandbox
 from isolated_python.engine.usage import machine_memory
 
 MEMORY = 60.0  # seconds
-MOST = 16
+MOST = 16  # where nobody has said how many
 MOST_KINDS = 32
 IDLE = 900.0  # seconds without a request, after which no kernel is kept waiting
 PAUSE = 0.1  # seconds after a start, before another is made ahead: people come first
@@ -45,7 +45,7 @@ class Kind:
         if self.broken or not self.asked or now - self.asked[-1] > IDLE:
             return 0
         if self.size != ADAPTIVE:
-            return min(self.size, MOST)
+            return self.size
         return max(1, sum(then > now - MEMORY for then in self.asked))
 
 
