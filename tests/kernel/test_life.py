@@ -32,6 +32,13 @@ def test_an_interrupt_reaches_the_cell(server: Server) -> None:
     assert server.text("print('still here')") == "still here"
 
 
+def test_a_signal_ends_a_kernel_that_is_still_on_its_way(server: Server) -> None:
+    """A start may be answered before the kernel has begun: what comes then is not lost."""
+    server.start()
+    for number in (signal.SIGTERM, signal.SIGKILL) * 5:
+        assert server.ask("hurry", like="kernel", cwd=str(server.folder), signal=number) == {"status": -number}
+
+
 def test_two_kernels_of_one_zygote_share_nothing(server: Server) -> None:
     """No random state, no file, no history, no environment, no descriptor."""
     server.start("a")

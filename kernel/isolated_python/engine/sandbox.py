@@ -105,6 +105,7 @@ class Sandbox:
         self._changes: Changes | None = None  # where they are kept
         self._quota: Quota | None = None
         self._image: Image | None = None  # for what changes in its workspace
+        self._answered = False  # whoever asked takes it that it runs
         self._cause = ""  # why we ended it ourselves, or why it never stood
         shared.incarnations += 1
 
@@ -143,16 +144,9 @@ class Sandbox:
         self._open_streams(given)
         if not self._spare:
             self._open_mounts(given)
-            self._open_door()
         else:
             self._handover = Handover(self._shared.loop, self._waits, self._moved_in, self.target)
             self._descriptors["handover"] = self._handover.end
-        folder = self._shared.folder
-        if self._order["argv"] is None:
-            for channel, inside in CHANNELS.items():
-                path = f"{folder}/kernels/{self._shared.incarnations}.{channel}"
-                self._descriptors[inside] = relays.listener(path, self._shared.relay_uid).detach()
-                self._paths.append(path)
         self._shared.loop.later(START, self._give_up)
         if self.plan.image is None:
             self.zygote.cradle.ask(self._fork)
@@ -161,6 +155,8 @@ class Sandbox:
             self._image = Image(places.images_folder(), self.plan.image, uid)
             self._shared.images = [*(image for image in self._shared.images if image.there), self._image]
             self._shared.loop.when_done(self._image.format(), self._formatted)
+        if self.state == "asked":  # and so it will be until we hear of its birth; this takes as long
+            self._open_sockets()
 
     def _formatted(self, done: bool) -> None:
         """Its image is a file system: mount it for the sandbox, and have that made."""
@@ -194,6 +190,14 @@ class Sandbox:
         self._theirs.close()
         self._shared.loop.listen(self._channel, self._hear)
         return True
+
+    def _open_sockets(self) -> None:
+        if not self._spare:
+            self._open_door()
+        for channel, inside in CHANNELS.items() if self._order["argv"] is None else ():
+            path = f"{self._shared.folder}/kernels/{self._shared.incarnations}.{channel}"
+            self._descriptors[inside] = relays.listener(path, self._shared.relay_uid).detach()
+            self._paths.append(path)
 
     def _open_door(self) -> None:
         order, profile = self._order, self.profile
@@ -326,6 +330,19 @@ class Sandbox:
         }
         packets.send(self._channel, order, [*self._descriptors.values()])
         self._close_descriptors()
+        if not self._spare:
+            self._answer_ahead()
+
+    def _answer_ahead(self) -> None:
+        """Where the very same has stood before, nobody waits for this one: what is left of its start takes as long as
+        jupyter_client rests after each. Should it fail all the same, it counts as a kernel that has ended.
+        """
+        if self.zygote is not None and (self.profile, self._spare) in self.zygote.stood:
+            self._answer()
+
+    def _answer(self) -> None:
+        self._answered = True
+        self._reply(pid=self.pid, notes=self.plan.notes)
 
     def _runs(self) -> None:
         self.state = "running"
@@ -343,7 +360,9 @@ class Sandbox:
         )  # fmt: skip
         for note in self.plan.notes:
             self._shared.log.write("kernel-weakened", **who, what=note)
-        self._reply(pid=self.pid, notes=self.plan.notes)
+        self._answer()
+        if self.zygote is not None and (self.profile, self._spare) not in self.zygote.stood:
+            self.zygote.stood.append((self.profile, self._spare))
         if self._shared.ahead is not None:
             self._shared.ahead.prepare()
 
@@ -359,6 +378,7 @@ class Sandbox:
         self._close_descriptors()
         self._open_door()
         self.weigh(ANSWERS)
+        self._answer_ahead()
         if not moves:
             self._moved_in(True)
 
@@ -437,10 +457,10 @@ class Sandbox:
     # ---- its end ---------------------------------------------------------------------------------------------------
 
     def signal(self, number: int) -> None:
-        """To the kernel and its process group."""
+        """To the kernel and its process group; process 1 passes it on as soon as there is one."""
         if number == signal.SIGKILL:
             self.kill()
-        elif self.state == "running":
+        elif self.state not in ("asked", "ended"):
             self._tell({"signal": number})
 
     def kill(self) -> None:
@@ -491,6 +511,10 @@ class Sandbox:
         ran, self.state = self.state == "running", "ended"
         self._words.finish()
         reason = self._cause or reasons.why(status, self.profile, self.group)
+        if self._answered and not ran:
+            reason = reason and f"the kernel could not be started: {reason}"
+            if self.zygote is not None:
+                self.zygote.stood.clear()  # the next start waits, and says so itself
         self.watch.look()
         self._shared.log.write(
             "kernel-ended", kernel=self.name, owner=self.owner, profile=self.profile.name, status=status, reason=reason,
@@ -500,11 +524,11 @@ class Sandbox:
 
         def let_go() -> None:
             self.release()
-            if ran:
+            if self._answered:
                 self._shared.ended(self, status, reason)
 
         def tell() -> None:
-            if ran and reason:
+            if self._answered and reason:
                 self._shared.relay.insert(self.name, reason, let_go)
             else:
                 let_go()

@@ -179,7 +179,7 @@ class Supervisor:
 
     def signal(self, request: Request, descriptors: list[int], reply: Reply) -> None:
         sandbox = self.sandboxes.get(request["kernel"])
-        if sandbox is not None and sandbox.state == "running":
+        if sandbox is not None:
             sandbox.signal(int(request["signal"]))
         reply()
 

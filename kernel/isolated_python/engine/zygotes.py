@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable
 
 from isolated_python.engine import ROOT
@@ -15,7 +16,10 @@ from isolated_python.launcher.spawn import program, spawn
 from isolated_python.layers import cgroup
 from isolated_python.layers.step import Step
 from isolated_python.linux import caps, namespaces, packets, prctl
+from isolated_python.policy.profile import Profile
 from isolated_python.record import Record
+
+MOST_KNOWN = 32  # profiles
 
 
 class Kind(Record):
@@ -39,6 +43,8 @@ class Zygote:
         self.soon = False  # it has said that it will be ready soon
         self.ready = False
         self.prepared = False  # it has imported all that it means to
+        # Of which profiles a child of it has become a kernel; and whether that one belonged to nobody first.
+        self.stood: deque[tuple[Profile, bool]] = deque(maxlen=MOST_KNOWN)
 
     def last_words(self) -> str:
         """It has ended, or will: what there is to say of that."""

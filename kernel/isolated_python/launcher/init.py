@@ -58,8 +58,8 @@ def _serve(kernel: int, channel: socket.socket) -> bool:
     if "signal" in order:
         try:
             os.killpg(kernel, order["signal"])
-        except ProcessLookupError:
-            pass
+        except ProcessLookupError:  # it has not made its group yet, and it is not reaped
+            os.kill(kernel, order["signal"])
     elif "sockets" in order:
         # A socket belongs to the network namespace it was made in: whoever connects it, connects in here.
         made = [
