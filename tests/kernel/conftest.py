@@ -154,9 +154,9 @@ def watched(processes: list[psutil.Process]) -> dict[int, str]:
     return found
 
 
-def soon(what: Callable[[], Any], wanted: Any) -> None:
+def soon(what: Callable[[], Any], wanted: Any, seconds: float = SOON) -> None:
     """Waits until it is as wanted, at most so long; for what nobody tells of."""
-    end = time.monotonic() + SOON
+    end = time.monotonic() + seconds
     while what() != wanted and time.monotonic() < end:
         select.poll().poll(20)
     assert what() == wanted

@@ -106,4 +106,4 @@ def test_two_people_are_never_handed_the_same_kernel(server: Server) -> None:
 def test_as_many_wait_as_an_administrator_has_said(root_server: Server) -> None:
     """Whoever says thirty has thirty people who come at once."""
     root_server.start(pool=18)
-    soon(lambda: len(root_server.ask("spares")["names"]), 18)
+    soon(lambda: len(root_server.ask("spares")["names"]), 18, 60)
