@@ -20,7 +20,7 @@ import psutil
 import pytest
 from isolated_python.audit.ledger import RECORDS
 from isolated_python.audit.read import Reader
-from isolated_python.layers import seccomp
+from isolated_python.layers.filters import compiler
 
 from tests.conftest import Ordinary
 from tests.escapes.channels import connect, execute, messages_of
@@ -203,7 +203,7 @@ for _ in range(4):
 
 def test_a_flood_of_refusals_loses_only_its_own_records(server: Server) -> None:
     """A kernel makes every call that is audited, again and again; its neighbour makes one."""
-    filter = seccomp.compile("kernel")
+    filter = compiler.compile("kernel")
     numbers = [number for number, name in filter.names.items() if name not in ("prctl", "ioctl", "clone", "socket")]
     attacker, neighbour = server.start("attacker")["id"], server.start("neighbour")["id"]
     server.text(FLOOD.format(numbers=numbers), "attacker")

@@ -18,7 +18,7 @@ import termios
 from errno import EINVAL, ENOSYS, ENOTTY, EPERM
 from typing import Any
 
-from isolated_python.layers.seccomp import MACHINE
+from isolated_python.linux.libc import MACHINE
 
 from tests.escapes.attack import NAMESPACES, ROOT, Attack, attack
 from tests.escapes.places import Place

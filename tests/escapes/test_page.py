@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from isolated_python.layers.filters.kernel import ABSENT, AUDITED, SILENT
-from isolated_python.layers.seccomp import MACHINE
+from isolated_python.linux.libc import MACHINE
 from isolated_python.policy.profile import LAYERS
 
 from tests.escapes.attack import Attack

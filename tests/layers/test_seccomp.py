@@ -21,7 +21,7 @@ import pyseccomp
 import pytest
 from isolated_python.errors import HostError
 from isolated_python.layers import seccomp as layer
-from isolated_python.layers.filters import ALLOW, KILL, NOTIFY, Match, Table, refuse
+from isolated_python.layers.filters import ALLOW, KILL, NOTIFY, Match, Table, compiler, kept, refuse
 from isolated_python.layers.step import Step
 from isolated_python.linux import libc, seccomp
 from isolated_python.policy.profile import Layers, Profile
@@ -107,20 +107,20 @@ def every_call(table: Table) -> set[str]:
 def names(machine: str) -> dict[str, int]:
     arch = {"x86_64": pyseccomp.Arch.X86_64, "aarch64": pyseccomp.Arch.AARCH64}[machine]
     return {
-        call: pyseccomp.resolve_syscall(arch, call) for table in layer.TABLES.values() for call in every_call(table)
+        call: pyseccomp.resolve_syscall(arch, call) for table in compiler.TABLES.values() for call in every_call(table)
     }
 
 
 @pytest.fixture(scope="module")
 def kernel() -> layer.Filter:
-    return layer.compile("kernel")
+    return compiler.compile("kernel")
 
 
 @pytest.mark.parametrize(("machine", "arch"), [("x86_64", X86_64), ("aarch64", AARCH64)])
-@pytest.mark.parametrize("name", list(layer.TABLES))
+@pytest.mark.parametrize("name", list(compiler.TABLES))
 def test_the_compiled_filter_says_what_its_table_says(name: str, machine: str, arch: int) -> None:
     """libseccomp is not taken at its word: every call, and every value that matters, is looked up in the BPF itself."""
-    table, filter = layer.TABLES[name], layer.compile(name, machine)
+    table, filter = compiler.TABLES[name], compiler.compile(name, machine)
     for call, number in names(machine).items():
         if number < 0:
             continue
@@ -131,19 +131,19 @@ def test_the_compiled_filter_says_what_its_table_says(name: str, machine: str, a
         assert verdict(filter.program, arch, number) == table.default, number
 
 
-@pytest.mark.parametrize("name", list(layer.TABLES))
+@pytest.mark.parametrize("name", list(compiler.TABLES))
 def test_another_architecture_ends_the_process(name: str) -> None:
-    filter = layer.compile(name, "x86_64")
+    filter = compiler.compile(name, "x86_64")
     for arch in (I386, AARCH64, 0x4000003E):
         assert verdict(filter.program, arch, 1) == KILL
     # x32 has the architecture of x86-64 and a bit of its own in the number.
     assert {verdict(filter.program, X86_64, 0x40000000 | number) for number in range(600)} == {KILL}
 
 
-@pytest.mark.parametrize("name", list(layer.TABLES))
+@pytest.mark.parametrize("name", list(compiler.TABLES))
 def test_every_call_has_one_place_and_every_name_exists(name: str) -> None:
     """A name with a typing error would quietly refuse what it was meant to grant."""
-    table = layer.TABLES[name]
+    table = compiler.TABLES[name]
     grouped = [call for group in table.groups for call in group.calls]
     assert len(grouped) == len(set(grouped))
     assert not set(grouped) & {rule.call for rule in table.rules}
@@ -163,7 +163,7 @@ def test_the_numbers_of_our_own_calls_are_those_that_libseccomp_knows(machine: s
 
 def test_nothing_that_grants_looks_away_from_the_upper_half() -> None:
     """Linux truncates a domain, a request or a name with garbage above bit 31: it must not slip by an exact rule."""
-    table = layer.TABLES["kernel"]
+    table = compiler.TABLES["kernel"]
     for call, allowed in (("ioctl", (0, 0x5401)), ("prctl", (15,)), ("socket", (1, 1, 0)), ("arch_prctl", (0x1002,))):
         words = (*allowed, *[0] * 6)[:6]
         assert meant(table, call, words) == ALLOW
@@ -514,7 +514,7 @@ if len(sys.argv) > 4:
 @pytest.mark.parametrize("then", [[], ["somebody else's code"]], ids=["ends", "is taken over"])
 def test_a_relay_moves_bytes_and_can_do_nothing_else(then: list[str]) -> None:
     """It accepts, waits and splices; a file, a network, a signal are refused; a program ends it."""
-    filter = layer.compile("relay")
+    filter = compiler.compile("relay")
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as front, socket.socket() as listener:
         front.bind(f"{folder}/s")
         front.listen()
@@ -544,25 +544,30 @@ def test_a_filter_is_kept_in_a_private_folder_only(tmp_path: Path) -> None:
     """Whoever could write the folder would choose what every sandbox may do."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    made = layer.cached("relay", str(private))
+    made = kept.cached("relay", str(private))
     [file] = private.iterdir()
     before = file.stat()
-    assert layer.cached("relay", str(private), interpreter="/nowhere") == made == layer.compile("relay")
+    assert kept.cached("relay", str(private), interpreter="/nowhere") == made == compiler.compile("relay")
     assert file.stat().st_mtime_ns == before.st_mtime_ns
     assert before.st_mode & 0o777 == 0o600
 
     file.write_text(file.read_text()[:99])
-    assert layer.cached("relay", str(private)) == made  # a torn file is made again
+    assert kept.cached("relay", str(private)) == made  # a torn file is made again
+    file.write_text(file.read_text().replace("GRANTED", "granted"))
+    assert kept.cached("relay", str(private)) == made  # and so is one that was made of something else
+    assert "granted = (" not in file.read_text()
 
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o770)
     file.rename(shared / file.name)
     (private / file.name).symlink_to(shared / file.name)
-    (shared / file.name).write_text(json.dumps(replace(made, program=b"\6\0\0\0\0\0\xff\x7f").to_wire()))
-    assert layer.cached("relay", str(shared)) == made
-    assert layer.cached("relay", str(private)) == made
-    assert layer.cached("relay", str(tmp_path / "missing")) == made
+    written = json.loads((shared / file.name).read_text())
+    forged = replace(made, program=b"\6\0\0\0\0\0\xff\x7f")
+    (shared / file.name).write_text(json.dumps(written | {"filter": forged.to_wire()}))
+    assert kept.cached("relay", str(shared)) == made
+    assert kept.cached("relay", str(private)) == made
+    assert kept.cached("relay", str(tmp_path / "missing")) == made
 
 
 def test_the_plan_is_the_filter_or_a_refusal(kernel: layer.Filter) -> None:
@@ -570,7 +575,7 @@ def test_the_plan_is_the_filter_or_a_refusal(kernel: layer.Filter) -> None:
     [step] = layer.plan(profile, kernel)
     assert Step.from_wire(json.loads(json.dumps(step.to_wire()))) == step
     assert "told of refused calls" in step.describe()
-    assert "told" not in layer.load(layer.compile("relay")).describe()
+    assert "told" not in layer.load(compiler.compile("relay")).describe()
     with pytest.raises(HostError, match="prefer"):
         layer.plan(profile, None)
     preferred = replace(profile, layers=Layers(seccomp="prefer"))

@@ -15,7 +15,7 @@ import pytest
 import zmq
 from isolated_python.engine import ROOT
 from isolated_python.launcher.spawn import spawn
-from isolated_python.layers import seccomp
+from isolated_python.layers.filters import compiler
 from isolated_python.linux import packets
 from isolated_python.policy.profile import Channels
 from isolated_python.record import asdict
@@ -40,7 +40,7 @@ class Relay:
         theirs.close()
         os.close(place)
         bpf = os.memfd_create("filter")
-        os.write(bpf, seccomp.compile("relay").program)
+        os.write(bpf, compiler.compile("relay").program)
         os.lseek(bpf, 0, os.SEEK_SET)
         packets.send(self.control, {"verb": "hello", "uid": None, "filter": True}, [bpf])
         os.close(bpf)

@@ -27,13 +27,14 @@ def explain(profile: str, as_json: bool) -> None:
     from isolated_python.guard.magic import strength
     from isolated_python.layers import seccomp
     from isolated_python.layers.catalogue import plan
+    from isolated_python.layers.filters import kept
     from isolated_python.linux import host, namespaces
     from isolated_python.policy import sources
 
     resolved = sources.load(profile)
     facts = host.probe()
     filter = (
-        None if facts.lacks("seccomp")[0] else seccomp.cached(seccomp.table_of(resolved.profile), places.cache_folder())
+        None if facts.lacks("seccomp")[0] else kept.cached(seccomp.table_of(resolved.profile), places.cache_folder())
     )
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     trees, view = interpreters.shown(command, resolved.profile)

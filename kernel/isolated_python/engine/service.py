@@ -27,7 +27,8 @@ from isolated_python.engine.identities import COUNT, FIRST, identities_file, lea
 from isolated_python.engine.loop import Loop
 from isolated_python.errors import HostError, IsolatedPythonError, RequestError
 from isolated_python.launcher.spawn import program, spawn
-from isolated_python.layers import cgroup, seccomp
+from isolated_python.layers import cgroup
+from isolated_python.layers.filters import kept
 from isolated_python.linux import packets
 from isolated_python.policy.service import Settings
 
@@ -59,7 +60,7 @@ class Service:
         self.came: dict[int, deque[float]] = {}  # uid → when its last connections came
         self.refused: deque[socket.socket] = deque()
         cgroup.sweep()
-        seccomp.cached("relay", self.cache, sys.executable)  # now, and not when the first user waits
+        kept.cached("relay", self.cache, sys.executable)  # now, and not when the first user waits
 
     def serve(self) -> None:
         """Until a SIGTERM, or a Ctrl-C."""

@@ -32,6 +32,7 @@ from isolated_python.engine.weights import Weights
 from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, ProtocolError, RequestError
 from isolated_python.layers import cgroup, seccomp, view
 from isolated_python.layers.catalogue import Plan, plan
+from isolated_python.layers.filters import kept
 from isolated_python.linux import host as host_facts
 from isolated_python.linux import mount, namespaces, packets, prctl
 from isolated_python.linux.process import Person
@@ -339,7 +340,7 @@ class Supervisor:
 
     def _filter(self, name: str) -> seccomp.Filter:
         if name not in self.filters:
-            self.filters[name] = seccomp.cached(name, self.cache, self.interpreter)
+            self.filters[name] = kept.cached(name, self.cache, self.interpreter)
         return self.filters[name]
 
     def _call_name(self, number: int) -> str:

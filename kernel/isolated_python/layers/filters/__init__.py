@@ -3,7 +3,7 @@ What the tables of system calls are made of, and the tables by name.
 
 Runs:     in the supervisor; compiled once, never read inside
 Trusts:   nobody: what is not in a table does not happen
-Imports:  record
+Imports:  errors, layers, linux, record
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ NOTIFY = 0x7FC00000  # SECCOMP_RET_USER_NOTIF: refused, and the supervisor is to
 ALLOW = 0x7FFF0000  # SECCOMP_RET_ALLOW
 
 EVERY_BIT = (1 << 64) - 1
+
+# The capabilities that a profile may withhold, and that a filter alone keeps from its kernel.
+WITHHELD = ("subprocess", "sockets", "native_code")
 
 
 def refuse(errno: int) -> int:
@@ -94,3 +97,8 @@ def any_of(argument: int, bits: int) -> tuple[Match, ...]:
 def one_of(call: str, argument: int, values: tuple[int, ...], *, verdict: int = ALLOW) -> tuple[When, ...]:
     """One rule for each exact value."""
     return tuple(When(call, verdict, (exactly(argument, value),)) for value in values)
+
+
+def variant(without: tuple[str, ...]) -> str:
+    """The name of the table for a profile that withholds these."""
+    return "".join(["kernel", *(f"-no-{name}" for name in WITHHELD if name in without)])

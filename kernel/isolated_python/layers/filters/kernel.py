@@ -15,7 +15,22 @@ from itertools import combinations
 
 from isolated_python.record import replace
 
-from . import ALLOW, NOTIFY, Group, Match, Table, When, any_of, exactly, none_of, one_of, otherwise, refuse
+from . import (
+    ALLOW,
+    NOTIFY,
+    WITHHELD,
+    Group,
+    Match,
+    Table,
+    When,
+    any_of,
+    exactly,
+    none_of,
+    one_of,
+    otherwise,
+    refuse,
+    variant,
+)
 
 GRANTED = (
     Group(
@@ -393,11 +408,6 @@ WITHOUT: dict[str, tuple[Group, tuple[When, ...]]] = {
 }
 
 
-def variant(without: tuple[str, ...]) -> str:
-    """The name of the table for a profile that does not grant `without`."""
-    return "".join(["kernel", *(f"-no-{name}" for name in WITHOUT if name in without)])
-
-
 def _table(without: tuple[str, ...]) -> Table:
     groups: list[Group] = [*GRANTED, *AUDITED, *SILENT, *ABSENT]
     rules: list[When] = [*RULES]
@@ -416,5 +426,5 @@ def _table(without: tuple[str, ...]) -> Table:
     )
 
 
-VARIANTS = tuple(_table(some) for count in range(len(WITHOUT) + 1) for some in combinations(WITHOUT, count))
+VARIANTS = tuple(_table(some) for count in range(len(WITHHELD) + 1) for some in combinations(WITHHELD, count))
 KERNEL = VARIANTS[0]
