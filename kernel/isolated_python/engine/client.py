@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from isolated_python.engine.sight import View
 
 
+MOVER = "isolated_python.engine.mover"
+
+
 class Kernel:
     """What the server knows of one running kernel."""
 
@@ -68,7 +71,7 @@ class Client:
         """A supervisor of our own. Returns what it must be told."""
         self.folder = places.private_folder()
         self._socket, theirs = packets.pair()
-        command = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.engine.supervisor")]
+        command = [sys.executable, "-I", "-S", "-c", program(ROOT, "isolated_python.engine.supervisor", MOVER)]
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         try:
             self.pid = spawn_from_large(command, environment, {3: theirs.fileno()})

@@ -111,13 +111,25 @@ def _serve(channel: socket.socket, supervisor: int) -> None:
     cgroup.sweep()
 
 
-def _wait_ahead(channel: socket.socket) -> None:
+def ahead() -> None:
+    """As a supervisor begins: somebody waits ahead of the first zygote while the rest of the supervisor is imported."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.closerange(3, 1 << 20)
+            _wait_ahead()
+        finally:
+            os._exit(0)
+
+
+def _wait_ahead(channel: socket.socket | None = None) -> None:
     """Until there is an order, and not for long: whoever comes then need not wait."""
     here = cgroup.here()
     if here is None:  # somebody waits later
         return
     asked = select.poll()
-    asked.register(channel, select.POLLIN)
+    if channel is not None:
+        asked.register(channel, select.POLLIN)
     end, pause = time.monotonic() + SOON, 0
     with open(here, "wb", buffering=0) as entrance, contextlib.suppress(OSError):
         while time.monotonic() < end and not asked.poll(pause):

@@ -51,14 +51,16 @@ def spawn_from_large(argv: list[str], environment: dict[str, str], descriptors: 
     return os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True, setsigdef=DEFAULT)
 
 
-def program(root: str, module: str) -> str:
-    """For `python -c`: run `main` of a module of ours, which lies below `root`.
+def program(root: str, module: str, first: str = "") -> str:
+    """For `python -c`: run `main` of a module of ours, which lies below `root`. `first`: a module of which `ahead` is
+    called before the other is imported.
 
     Nearly all that an import makes stays: to look through it for garbage, as Python does again and again meanwhile,
     takes a quarter of the time. So nobody looks, and what is there before `main` is never looked at later.
     """
     there = f"sys.path.insert(0, {root!r}) if {root!r} not in sys.path else None"
-    return f"import gc, sys; gc.disable(); {there}; from {module} import main; gc.freeze(); gc.enable(); main()"
+    ahead = f"from {first} import ahead; ahead(); " if first else ""
+    return f"import gc, sys; gc.disable(); {there}; {ahead}from {module} import main; gc.freeze(); gc.enable(); main()"
 
 
 def _dup_from(descriptor: int, lowest: int) -> int:
