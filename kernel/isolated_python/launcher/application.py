@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import os
 import sys
@@ -54,11 +55,12 @@ class IsolatedKernelApp(IPKernelApp):
         for name in self.default_extensions:
             shell.extension_manager.load_extension(name)
         self.default_extensions = []
-        # What a kernel would build: the patterns of Python's words and of startup files, and who shows a value.
+        # What a kernel would build: the patterns of Python and of startup files, a codec, and who shows a value.
         shell.transform_cell("1")
         shell.display_formatter.format(1)
         for pattern in ("*.py", "*.ipy"):
             fnmatch.filter((), pattern)
+        codecs.lookup("ascii")
         self.log.setLevel(self.log_level)  # it would make a record of each line that nobody sees
 
     def complete(self, connection_file: str, arguments: list[str]) -> None:
