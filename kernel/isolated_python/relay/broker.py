@@ -28,9 +28,10 @@ from isolated_python.relay.zmtp import Edit, Inspect, Walk
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
 CHUNK = 1 << 16  # bytes of one read; for much more malloc(3) would ask Linux for memory, and give it back, each time
-PACE = 0.004  # seconds between two reads of what kernels publish, where many follow each other
-CREDIT = 0.04  # seconds: as many such reads as have room in it need not wait, after a quiet moment
-MUCH = 1 << 15  # bytes of one read, after which none waits for a while: what the kernel's socket cannot hold is lost
+PACE = 0.004  # seconds between two looks at what kernels publish, where many follow each other;
+SHARE, LONGEST = 0.001, 0.032  # and for each that had something to say at the last look, up to so many
+CREDIT = 0.04  # seconds: as many such looks as have room in it need not wait, after a quiet moment
+MUCH = CHUNK  # bytes of one read, after which none waits for a while: what the kernel's socket cannot hold is lost
 PROMPT = 0.1  # seconds that this while is; and that after a request
 PIPE = 1 << 18  # bytes of a pipe that large bodies go through: more than lie in a socket at once
 RETRY = 0.02  # seconds between two tries to reach a kernel that does not listen yet
@@ -219,6 +220,7 @@ class Broker:
         self.control = control
         self.poll = select.epoll()  # all that there is
         self.people = select.epoll()  # the same without what kernels publish, which can wait
+        self.spoke = 0  # kernels that had published something, at this look
         self.output_due = 0.0  # when that is taken next,
         self.prompt_until = 0.0  # unless it is taken at once
         self.kernels: dict[str, Kernel] = {}
@@ -626,9 +628,9 @@ class Broker:
     def spend(self, end: End, count: int) -> None:
         """The output of a kernel has a rate. Above it nobody listens to that kernel for the rest of the second."""
         now = time.monotonic()
+        self.spoke += 1
         if count >= MUCH:
             self.prompt_until = now + PROMPT
-        self.output_due = min(max(self.output_due, now - CREDIT), now) + PACE
         if now - end.window >= 1.0:
             end.window, end.spent_bytes, end.spent_messages = now, 0, end.walk.messages
         end.spent_bytes += count
@@ -743,6 +745,10 @@ class Broker:
                 do = self.handlers.get(number)
                 if do is not None:
                     do(events)
+            if self.spoke:
+                now, rest = time.monotonic(), min(max(PACE, self.spoke * SHARE), LONGEST)
+                self.output_due = min(max(self.output_due, now - CREDIT), now) + rest
+                self.spoke = 0
             while self.timers and self.timers[0][0] <= time.monotonic():
                 heapq.heappop(self.timers)[2]()
 
