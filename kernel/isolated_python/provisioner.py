@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
@@ -30,6 +30,9 @@ from isolated_python.errors import HostError, IsolatedPythonError, LaunchError, 
 from isolated_python.policy import parse, sources
 from isolated_python.policy.profile import Profile
 from isolated_python.record import replace
+
+if TYPE_CHECKING:
+    from isolated_python.engine.sight import View
 
 INSIDE = "/mnt/workspace"
 RUNTIME = "/home/user/.local/share/jupyter/runtime"
@@ -88,10 +91,10 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
     async def warm(self, cmd: list[str]) -> None:
         """Have a zygote for such kernels, before one is asked for. Raises what the start of one would raise."""
-        self._client = await _off_loop(lambda: client.current(places.service(self.service)))
+        self._client = await self._supervisor()
         await self._greet(self._client)
         profile = (await self._resolve()).profile
-        trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
+        trees, view = await _shown(cmd, profile)
         asked = self._client.ask(
             "warm",
             **self._wanted(profile),
@@ -101,6 +104,12 @@ class IsolatedProvisioner(KernelProvisionerBase):
             argv=None if interpreters.is_ours(cmd) else cmd,
         )
         await asyncio.wrap_future(asked)
+
+    async def _supervisor(self) -> client.Client:
+        """This server's, or the service; started if there is none."""
+        service = places.service(self.service)
+        found = client.known(service)
+        return found if found is not None else await _off_loop(lambda: client.current(service))
 
     # ---- before the start ------------------------------------------------------------------------------------------
 
@@ -117,7 +126,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         manager = self.parent
         if self._kernel is not None and self._kernel.status is None:
             await self.kill()  # started a second time: the first is nobody's any more
-        self._client = await _off_loop(lambda: client.current(places.service(self.service)))
+        self._client = await self._supervisor()
         self._name = self.kernel_id or secrets.token_hex(16)
         self._client.holders[self._name] = id(self)
         encryption = kwargs.pop("transport_encryption", getattr(manager, "transport_encryption", "disabled"))
@@ -217,7 +226,7 @@ class IsolatedProvisioner(KernelProvisionerBase):
         ours = interpreters.is_ours(cmd)
         if not ours:
             _needs_a_program(profile)
-        trees, view = await _off_loop(lambda: interpreters.shown(cmd, profile))
+        trees, view = await _shown(cmd, profile)
         streams = {name: _descriptor(kwargs.get(name), opened) for name in ("stdin", "stdout", "stderr")}
         given = [number for number in streams.values() if number is not None]
         given += _granted(workspace, profile, opened)
@@ -445,6 +454,13 @@ class IsolatedProvisioner(KernelProvisionerBase):
         await super().load_provisioner_info(provisioner_info)
         self.pid, self._name = provisioner_info["pid"], provisioner_info["name"]
         self._prefix, self._cwd = provisioner_info["prefix"], provisioner_info["cwd"]
+
+
+async def _shown(cmd: list[str], profile: Profile) -> tuple[tuple[str, ...], View | None]:
+    """As interpreters.shown, which may look through a whole environment; not where there is nothing to look for."""
+    if interpreters.is_ours(cmd) and profile.modules.grant is None:
+        return interpreters.own_trees(), None
+    return await _off_loop(lambda: interpreters.shown(cmd, profile))
 
 
 async def _off_loop(function: Callable[[], Made]) -> Made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -147,9 +148,15 @@ def _read(path: Path, folders: Sequence[Path] | None) -> tuple[Profile, list[str
     return parse.change(profile, tables, str(path)), [*files, str(path)]
 
 
+@functools.lru_cache(64)
+def _tables(text: str) -> Mapping[str, Any]:
+    """Of a profile; most starts read the same as the one before."""
+    return tomllib.loads(text)
+
+
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return {**_tables(path.read_text(encoding="utf-8"))}
     except (ValueError, RecursionError) as error:  # also what tomllib lets pass: numbers and lists without end
         raise ProfileError(f"{path} is not TOML: {str(error)[:200]}", remedy="mend that line") from None
     except OSError as error:
