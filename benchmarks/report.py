@@ -50,7 +50,11 @@ class Row:
             return "met"
         if self.floor is None:
             return "not met"
-        return f"{'at its floor' if self.reached <= NEAR * self.floor else 'not met; floor'} {number(self.floor)}"
+        if self.reached <= NEAR * self.floor:
+            return f"at its floor {number(self.floor)}"
+        if self.figure.bar < self.floor:
+            return f"not met, nor by any kernel; {self.reached / self.floor:.2f} × the floor {number(self.floor)}"
+        return f"not met; floor {number(self.floor)}"
 
     @property
     def missed(self) -> bool:
