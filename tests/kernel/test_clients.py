@@ -58,6 +58,7 @@ def test_the_debugger_attaches_and_stops_at_nothing(server: Server) -> None:
 
     The first kernel of a zygote is told to debug before anybody has imported what that needs.
     """
+    server.pool = False
     server.start()
     assert "debugger" in request(server, "control", "kernel_info_request", {})["supported_features"]
     assert server.text("import sys; print('debugpy' in sys.modules)") == "False"

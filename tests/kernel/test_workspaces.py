@@ -306,6 +306,7 @@ def test_a_copy_on_write_workspace_is_made_for_each_kernel(server: Server) -> No
 def test_the_mount_of_the_next_kernel_is_translated_ahead_and_belongs_to_it_alone(root_server: Server) -> None:
     """The map is made for one uid, of which no other kernel gets a hold; and there is never more than one too many."""
     server = root_server
+    server.pool = False  # whoever waits in a pool has a map of its own
     supervisor = psutil.Process(server.ask("supervisor")["pid"])
 
     def maps() -> int:
