@@ -160,11 +160,13 @@ def can_wait(manager: KernelManager) -> bool:
     from isolated_python.errors import IsolatedPythonError
     from isolated_python.policy import sources
 
-    config = manager.kernel_spec.metadata["kernel_provisioner"]["config"]
+    config = manager.kernel_spec.metadata["kernel_provisioner"].get("config", {})
+    if not isinstance(config.get("profile", ""), str):  # the start itself will say so
+        return False
     try:
         overrides = [("the test", config["overrides"])] if config.get("overrides") else []
         files = sources.load(config.get("profile", "standard"), overrides).profile.files
-    except IsolatedPythonError:  # the start itself will say so
+    except IsolatedPythonError:  # and this, too
         return False
     program = [sys.executable if word == "python" else word for word in manager.kernel_spec.argv]
     return interpreters.is_ours(program) and not files.mounts and files.workspace != "copy-on-write"

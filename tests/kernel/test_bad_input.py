@@ -167,6 +167,7 @@ def ports(server: Server) -> set[str]:
 @pytest.mark.parametrize("declared", [True, False])
 def test_encryption_that_is_required_is_refused_clearly(server: Server, declared: bool) -> None:
     """jupyter_client asks the kernelspec first; where that declares it, we say what there is in its place."""
+    server.pool = False  # which is said in the stanza that is replaced here
     ours = {"kernel_provisioner": OURS}
     metadata = ours | {"supported_encryption": ["curve"]} if declared else ours
     said = refused_without_trace(
