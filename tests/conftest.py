@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 TESTER = "isolated-tester"
+HOMES = "isolated-"  # and the pid of the run that has them, in the names of their folders
 BIN = str(Path(sys.executable).parent)
 
 
@@ -28,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
+    _sweep()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,6 +81,14 @@ class Ordinary:
         return self.run([sys.executable, "-c", source], timeout=timeout, check=check)
 
 
+def _sweep() -> None:
+    """The homes of a run that was killed: nobody else would remove them."""
+    for home in Path(tempfile.gettempdir()).glob(f"{HOMES}*-*"):
+        pid = home.name.removeprefix(HOMES).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(home, ignore_errors=True)
+
+
 def _tester() -> pwd.struct_passwd:
     """The user made for the purpose. It is left in place: making one at each run would wear out the uids."""
     try:
@@ -99,7 +110,7 @@ def somebody() -> Iterator[Ordinary]:
     """An ordinary user with a new home, until the end of the block."""
     person = _tester() if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
     # Not tmp_path: pytest's own folders let nobody else through.
-    home = Path(tempfile.mkdtemp(prefix="isolated-tester-"))
+    home = Path(tempfile.mkdtemp(prefix=f"{HOMES}{os.getpid()}-"))
     try:
         if os.geteuid() == 0:
             os.chown(home, person.pw_uid, person.pw_gid)

@@ -457,9 +457,9 @@ class IsolatedProvisioner(KernelProvisionerBase):
 
 
 async def _shown(cmd: list[str], profile: Profile) -> tuple[tuple[str, ...], View | None]:
-    """As interpreters.shown, which may look through a whole environment; not where there is nothing to look for."""
+    """As interpreters.shown, which may look through a whole environment: not so for all that our own Python has."""
     if interpreters.is_ours(cmd) and profile.modules.grant is None:
-        return interpreters.own_trees(), None
+        return interpreters.shown(cmd, profile)
     return await _off_loop(lambda: interpreters.shown(cmd, profile))
 
 

@@ -21,7 +21,19 @@ import pyseccomp
 import pytest
 from isolated_python.errors import HostError
 from isolated_python.layers import seccomp as layer
-from isolated_python.layers.filters import ALLOW, KILL, NOTIFY, Match, Table, compiler, kept, refuse
+from isolated_python.layers.filters import (
+    ALLOW,
+    KILL,
+    NOTIFY,
+    WITHHELD,
+    Match,
+    Table,
+    compiler,
+    kept,
+    refuse,
+    variant,
+)
+from isolated_python.layers.filters.kernel import WITHOUT
 from isolated_python.layers.step import Step
 from isolated_python.linux import libc, seccomp
 from isolated_python.policy.profile import Layers, Profile
@@ -538,6 +550,14 @@ def test_a_relay_moves_bytes_and_can_do_nothing_else(then: list[str]) -> None:
 
 
 # Keeping and planning.
+
+
+def test_what_can_be_withheld_has_a_table_for_each_of_its_ways() -> None:
+    """The names stand apart from the tables, which nobody imports to load one. A name without a table holds nothing."""
+    assert tuple(WITHOUT) == WITHHELD
+    assert len(compiler.TABLES) == 2 ** len(WITHHELD) + 1  # and the relay's
+    for name in WITHHELD:
+        assert compiler.compile(variant((name,))).program != compiler.compile("kernel").program
 
 
 def test_a_filter_is_kept_in_a_private_folder_only(tmp_path: Path) -> None:

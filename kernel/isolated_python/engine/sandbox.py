@@ -115,6 +115,11 @@ class Sandbox:
         return self.profile.limits if self.profile.layers.cgroup != "off" else UNLIMITED
 
     @property
+    def _kind(self) -> tuple[Profile, bool]:
+        """What makes its start the same as another's from the same zygote."""
+        return self.profile, self._spare
+
+    @property
     def owner(self) -> str:
         """For whom it runs, as far as the server knows."""
         return str(self._order.get("owner", ""))
@@ -337,7 +342,7 @@ class Sandbox:
         """Where the very same has stood before, nobody waits for this one: what is left of its start takes as long as
         jupyter_client rests after each. Should it fail all the same, it counts as a kernel that has ended.
         """
-        if self.zygote is not None and (self.profile, self._spare) in self.zygote.stood:
+        if self.zygote is not None and self._kind in self.zygote.stood:
             self._answer()
 
     def _answer(self) -> None:
@@ -361,8 +366,8 @@ class Sandbox:
         for note in self.plan.notes:
             self._shared.log.write("kernel-weakened", **who, what=note)
         self._answer()
-        if self.zygote is not None and (self.profile, self._spare) not in self.zygote.stood:
-            self.zygote.stood.append((self.profile, self._spare))
+        if self.zygote is not None and self._kind not in self.zygote.stood:
+            self.zygote.stood.append(self._kind)
         if self._shared.ahead is not None:
             self._shared.ahead.prepare()
 

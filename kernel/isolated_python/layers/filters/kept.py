@@ -6,6 +6,7 @@ With each goes the whole text of what it was made from: a change of a table, or 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import stat
@@ -44,6 +45,7 @@ def cached(name: str, folder: str, interpreter: str = sys.executable) -> Filter:
             os.close(place)
 
 
+@functools.cache
 def _made_of() -> str:
     """The tables and their compiler, as they are written; the machine, and the libseccomp that lies here.
 
